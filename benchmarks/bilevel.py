@@ -35,8 +35,9 @@ import torch
 from zofo.adapters import AdapterConfig
 from zofo.bench.step_memory import load_own, peak_of
 from zofo.bench.step_variants import StepOptions, random_examples, timed
-from zofo.evaluators import Counts, Gradient
-from zofo.methods import METHODS, Method, TrainingContext
+from zofo.config import parse_model
+from zofo.evaluators import Counts
+from zofo.methods import METHODS, BilevelConfig, Method, TrainingContext
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.objectives import classification_loss
 from zofo.tasks import collate
@@ -120,8 +121,8 @@ class Parts:
     def __init__(self, setting: TrainingContext, kind: str, rows: int, inner_steps: int) -> None:
         self._model, self._inner_steps = setting.model, inner_steps
         adapters = AdapterConfig(name=kind).build(setting.model, VARIANTS, 0)
-        gradient = Gradient(setting.model, Counts())
-        self.pair = AdapterPair(adapters, setting.objective, gradient, "adam", LR, LR)
+        config = parse_model(BilevelConfig, bilevel(rows, kind, "in-forward", inner_steps))
+        self.pair = AdapterPair(adapters, config, setting, Counts())
         self._batches = setting.batches(rows, "train")
 
     def inner(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -346,3 +348,36 @@ def test_the_script_shows_all_its_sizes(options, monkeypatch, tmp_path, capsys):
         step.main()
     assert end.value.code == 2
     assert "hint: " in capsys.readouterr().err
+
+
+SCRIPTS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+def test_every_script_can_be_imported_and_explains_itself(name, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    text = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8")
+    if '__name__ == "__main__"' not in text:
+        importlib.import_module(name)
+        return
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+    assert not end.value.code
+    assert f"usage: {name}.py" in capsys.readouterr().out
+
+
+def test_the_script_of_bilevel_times_a_step_and_its_parts(options, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import bilevel
+
+    file = tmp_path / "figures.json"
+    given = ["time", "--model", options.model, "--rows", "2", "--tokens", "5", "--rounds", "1", "--adapters", "lora"]
+    monkeypatch.setattr(sys, "argv", ["bilevel.py", *given, "--json", str(file)])
+    bilevel.main()
+    measured = json.loads(file.read_text())["figures"]
+    assert set(measured) == {"lora, in-forward", "lora, in-place"}
+    for figures in measured.values():
+        parts = [figures[name] for name in ("inner steps", "adapter step", "six forwards")]
+        assert min(parts) > 0
+        assert figures["ratio"] == pytest.approx(figures["outer step"] / sum(parts))

@@ -73,6 +73,47 @@ def test_a_key_of_other_methods_where_none_is_named_says_which_have_it():
         read_config(overrides=["method.inner_stepps=3"])
 
 
+@pytest.mark.parametrize(
+    ("typed", "key", "choice"),
+    [
+        ("method.inner_steps=3", "that has it", "method=bilevel, method=meta-bilevel"),
+        ("method.adapter_lr=1", "that has method.lr_adapter", "method=bilevel, method=meta-bilevel, method=two-stage"),
+        (
+            "method.pair=subspace",
+            "that has method.control_variate",
+            "method=bilevel, method=meta-bilevel, method=svrg, method=zo-svrg",
+        ),
+    ],
+)
+def test_a_key_of_other_methods_where_one_is_named_says_which_have_it(typed, key, choice):
+    asked = typed.partition("=")[0]
+    for method in ("mezo", "first-order"):
+        with pytest.raises(ConfigError, match=rf"^{asked} is no key of {method}\n") as refused:
+            read_config(overrides=[f"method={method}", typed])
+        assert refused.value.hint == f"leave it out, or take a method {key}: {choice}"
+    with pytest.raises(
+        ConfigError, match=rf"^{asked} is no key of first-order, which is the method where none"
+    ) as refused:
+        read_config(overrides=[typed])
+    assert refused.value.hint == f"name one {key}: {choice}"
+    with pytest.raises(ConfigError) as refused:
+        read_config(overrides=["method=mezo", "method.size_batch=3"])
+    assert refused.value.hint == "did you mean 'batch_size'?"
+
+
+@pytest.mark.parametrize("part", ["method", "method.rule", "method.noise", "method.adapter", "method.evaluator"])
+def test_a_part_without_a_name_is_told_the_names(part):
+    kind = part.rpartition(".")[2]
+    with pytest.raises(ConfigError, match="the method has no name"):
+        read_config(overrides=["method="])
+    with pytest.raises(ConfigError, match=f"the {kind} has no name") as refused:
+        read_config(overrides=["method=mezo", f"{part}.name="])
+    assert refused.value.hint.startswith("name one of these: ")
+    assert "None" not in str(refused.value)
+    with pytest.raises(ConfigError, match=rf"the {kind} has the name \[1\], which is no text"):
+        read_config(overrides=["method=mezo", f"{part}.name=[1]"])
+
+
 def test_file_then_groups_then_overrides(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("model: a\ntask: {name: sst2, split_seed: 3}\ntraining: {steps: 5, seed: 1}\n", encoding="utf-8")

@@ -334,6 +334,25 @@ def test_a_loss_that_only_has_a_gradient_is_named(built, trainers, monkeypatch):
     assert "zofo train --reward" in warned
 
 
+def test_what_trl_has_counted_is_copied_in_the_first_step_alone(built):
+    """It grows from step to step where nothing is logged."""
+
+    class Counted(dict):
+        copies = 0
+
+        def __deepcopy__(self, memory):
+            Counted.copies += 1
+            return Counted(self)
+
+    trainer = built(max_steps=1)
+    trainer._metrics = Counted()
+    trainer.train()
+    first, trainer = Counted.copies, built(max_steps=6)
+    trainer._metrics = Counted()
+    trainer.train()
+    assert Counted.copies == 2 * first > 0
+
+
 @pytest.mark.parametrize("name", ["GRPOTrainer", "RLOOTrainer"])
 def test_a_policy_gradient_of_trl_is_refused_unless_its_loss_is_another(built, trainers, monkeypatch, name):
     base = getattr(pytest.importorskip("trl"), name)

@@ -17,6 +17,7 @@ from torch import nn
 import zofo
 from conftest import build_model
 from zofo.errors import CheckpointError, ConfigError, EvaluatorError, NonFiniteError, ZofoError
+from zofo.methods import METHODS
 from zofo.noise import Gaussian
 from zofo.objectives import classification_loss
 from zofo.optim import SVRG, MeZO
@@ -322,6 +323,8 @@ REFUSED = {
     "option": (lambda m: MeZO(m, rule={"name": "sgd", "beta": 1}), "^rule.beta: not an option"),
     "seed": (lambda m: MeZO(m, seed=-1), "seed is -1"),
     "nothing": (lambda m: MeZO([]), "no parameters"),
+    "no module": (lambda m: MeZO(None, lr=1), "what is to move is NoneType, and no module"),
+    "a name": (lambda m: SVRG("gpt2", losses_of(m)), "what is to move is str, and no module"),
     "two rates": (
         lambda m: MeZO([{"params": [p], "lr": lr} for p, lr in zip(list(m.parameters())[:2], (1, 2), strict=True)]),
         "learning rates of their own",
@@ -608,9 +611,13 @@ def test_lightning_steps_it_by_hand_and_goes_on_from_its_checkpoint(tmp_path):
     assert same(rest, bits(whole))
 
 
-def test_the_method_names_the_optimizer_where_it_is_given_a_model():
+def test_the_method_names_the_optimizer_where_it_is_given_a_model_or_its_parameters():
     model = torch.nn.Linear(2, 1)
-    for args, options in (((model,), {"lr": 1e-3}), ((), {"model": model})):
-        with pytest.raises(ConfigError, match=r"zofo.methods.MeZO is a method") as caught:
-            zofo.MeZO(*args, **options)
-        assert "zofo.optim.MeZO(model" in caught.value.hint
+    given = [((model,), {}), ((), {"model": model}), ((model.parameters(),), {}), ((), {"params": model.parameters()})]
+    for kind in (zofo.MeZO, METHODS["svrg"]):
+        for args, options in given:
+            with pytest.raises(
+                ConfigError, match=rf"zofo.methods.{kind.__name__} is a method.* and was given"
+            ) as caught:
+                kind(*args, **options, lr=1e-3)
+            assert "zofo.optim.MeZO(model" in caught.value.hint

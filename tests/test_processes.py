@@ -34,6 +34,7 @@ from zofo.objectives import Rewards, WeightedReward
 from zofo.processes import Processes, joined
 from zofo.tasks import Example
 from zofo.training import RunConfig, RunFolder, train
+from zofo.training.callbacks import BestCheckpoint
 from zofo.training.together import state_hash
 
 BATCH = 5  # an odd one: one process has an example more than the other
@@ -216,6 +217,36 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_they_go_on_to_the_sam
     assert (first["quiet"], second["error"], second["quiet"]) == (False, "Interrupted", True)
     assert together(again, tmp_path) == [None, None]
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def test_early_stopping_ends_all_processes_after_the_same_step(configured, tmp_path):
+    """As in one process; and of a run that goes on, where no further step is left, or some are."""
+    training = {"steps": 20, "eval_steps": 2, "early_stopping_patience": 2, "save_steps": 1}
+
+    def trained(rank, run, at=None):
+        inner, first = BestCheckpoint.after_evaluation, []
+
+        def first_alone(self, steps, scores):
+            if not first and self.score is None:
+                first.append(inner(self, steps, scores))
+
+        BestCheckpoint.after_evaluation = first_alone
+        if at is not None and rank == 1:
+            at_step(MeZO, at, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        train(configured(tmp_path / run, **training))
+        return RunFolder(tmp_path / run).summary
+
+    first, second = together(lambda rank: trained(rank, "whole"), tmp_path)
+    assert first == second
+    assert (first["steps"], first["best"]["step"], first["stopped"]) == (6, 2, None)
+    assert first["early_stopping"] == {"patience": 2, "planned_steps": 20}
+    assert [line["step"] for line in lines(tmp_path / "whole")] == list(range(6))
+    for at in (3, 5):  # in the middle, and in the last step
+        run = f"stopped-{at}"
+        stopped = together(lambda rank, run=run, at=at: trained(rank, run, at), tmp_path)
+        assert [one["error"] for one in stopped] == ["Interrupted"] * 2
+        together(lambda rank, run=run: trained(rank, run), tmp_path)
+        assert contents(tmp_path / run) == contents(tmp_path / "whole")
 
 
 @pytest.mark.soak

@@ -134,7 +134,7 @@ FAILED = {"error": "NonFiniteError", "message": "the loss was not finite"}
 ACCIDENT = {"error": "MemoryError", "message": "MemoryError: no room"}
 
 
-def outcome(run, failed=(), blown=(), accidents=(), first=()):
+def outcome(run, failed=(), blown=(), accidents=(), first=(), metric="accuracy", positive_label=""):
     """`failed`, `blown` and `accidents` are final runs by (method, task, seed), or trials by (method, task), as are
     `first` those of which the first is the best, and not the last."""
     place = (run.method, run.cell.task, run.seed)[: 3 if run.trial is None else 2]
@@ -155,7 +155,8 @@ def outcome(run, failed=(), blown=(), accidents=(), first=()):
     queries = 0 if run.method == "zero-shot" else run.tree["training"]["max_queries"]
     counts = {"forwards": queries // 16, "backwards": 0 if run.method == "mezo" else queries // 16, "queries": queries}
     curve = [{"steps": 1, "queries": queries, "split": "validation", "loss": 0.6, "score": 0.5}]
-    return Outcome(run.tree, "accuracy", True, splits, 1, counts, {"seconds": 1.0}, 12.0, curve)
+    made = Outcome(run.tree, metric, True, splits, 1, counts, {"seconds": 1.0}, 12.0, curve)
+    return replace(made, positive_label=positive_label)
 
 
 def outcome_of_a_run(scores):
@@ -209,6 +210,14 @@ def test_the_table_has_a_row_for_each_method_and_a_column_for_each_task(report):
     assert cells[3:] == [f"{100 * average.mean:.1f} ± {100 * average.half:.1f}", "320", "20", "0", "12 s", "-"]
     assert row(lines, "majority")[1:4] == ["53.0", "53.0", "53.0"]
     assert row(lines, "zero-shot")[1] == "50.0 ± 0.0"
+
+
+def test_an_f1_says_of_which_label_it_is(report):
+    lines = report(metric="f1", positive_label="spam")
+    assert row(lines, "", "sst2 (f1 of 'spam')")
+    asked = STUDY | {"defaults": {**STUDY["defaults"], "task.positive_label": "negative"}}
+    assert row(report(asked, metric="f1"), "", "sst2 (f1 of 'negative')")  # an outcome of an older version
+    assert row(report(metric="f1"), "", "sst2 (f1)")
 
 
 def test_a_further_model_of_the_runs_of_a_method_has_rows_of_its_own(tmp_path):

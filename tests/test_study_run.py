@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -747,6 +748,52 @@ def test_a_run_of_a_task_that_was_stopped_goes_on_where_it_was_if_its_rows_are_a
     result = run_study(content, tmp_path / "out")
     assert (result.done, result.failed) == (1, 0)
     assert steps == ([0, 1, 0, 1, 2, 3] if changed else [0, 1, 2, 3])  # each was made once
+    run_study(content, tmp_path / "whole")
+    pd.testing.assert_frame_equal(results(tmp_path / "out", MEASURED), results(tmp_path / "whole", MEASURED))
+
+
+@pytest.mark.parametrize("damaged", [[3], [2, 3]])
+def test_a_run_whose_checkpoints_are_damaged_says_so_and_keeps_them(
+    study, tmp_path, model_folder, data_dir, monkeypatch, damaged
+):
+    """As a single run does: the one before is used, or it fails, each time anew, until they are put back."""
+    changes = {"methods": {"mezo": {"method": {"name": "mezo"}}}, "search": None, "zero_shot": False, "seeds": [0]}
+    content = task_study(model_folder, data_dir, **changes)
+    content = study({**content, "defaults": {**content["defaults"], "training.save_steps": 1}})
+    steps, step = [], MeZO.step
+
+    def stopped(self, number):
+        steps.append(number)
+        if len(steps) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, number)
+
+    monkeypatch.setattr(MeZO, "step", stopped)
+    with pytest.raises(Interrupted):
+        run_study(content, tmp_path / "out")
+    (checkpoints,) = (tmp_path / "out" / "runs").glob("*/checkpoints")
+    kept, shown = shutil.copytree(checkpoints, tmp_path / "kept"), io.StringIO()
+    files = [checkpoints / f"step-0000000{step}" / "state.json" for step in damaged]
+    for file in files:
+        file.write_text("{}", encoding="utf-8")
+    console = Console(file=shown, width=10_000)
+    if len(damaged) == 1:
+        assert run_study(content, tmp_path / "out", console).failed == 0
+        assert (
+            f"warning: {str(files[0])!r} is damaged: its SHA-256 is not the one in the manifest: the checkpoint before"
+            in shown.getvalue()
+        )
+        assert steps == [0, 1, 2, 2, 3]
+    else:
+        for _ in range(2):
+            with pytest.raises(RunError, match="no checkpoint in .* can be used") as failed:
+                run_study(content, tmp_path / "out", console)
+            assert f"remove {str(checkpoints)!r} to begin the run again" in failed.value.hint
+            assert all(file.is_file() for file in files)
+        assert shown.getvalue().count("; hint: put back a copy of one, or remove") == 2
+        shutil.copytree(kept, checkpoints, dirs_exist_ok=True)
+        assert run_study(content, tmp_path / "out").failed == 0
+        assert steps == [0, 1, 2, 3]
     run_study(content, tmp_path / "whole")
     pd.testing.assert_frame_equal(results(tmp_path / "out", MEASURED), results(tmp_path / "whole", MEASURED))
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
-from zofo.errors import ConfigError, RunError, advice, nearest, truncate_repr
+from zofo.errors import ConfigError, RunError, advice, nearest, reordered, truncate_repr
 from zofo.filesystem import check_not_special
 from zofo.registry import Registry
 from zofo.retired_keys import name_now
@@ -289,7 +289,7 @@ def _guess(place: str, known: Iterable[str], homes: Mapping[str, str] = MappingP
     key = _OTHER_WORDS.get(key, key)
     if key not in names and key in homes:
         return f"did you mean {homes[key]!r}?"
-    near = nearest(key, names, 0.6)
+    near = reordered(key, names) or nearest(key, names, 0.6)
     return f"did you mean {near!r}?" if near else f"known: {', '.join(names) or 'none'}"
 
 

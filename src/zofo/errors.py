@@ -237,6 +237,12 @@ def of_system(error: BaseException) -> ZofoError | None:
     )
 
 
+def reordered(name: str, known: Iterable[str]) -> str | None:
+    """The known name that has the words of `name`, perhaps in another order: `lr_adapter` for `adapter_lr`."""
+    words = sorted(name.split("_"))
+    return next((one for one in known if sorted(one.split("_")) == words), None)
+
+
 def nearest(name: str, known: Iterable[str], alike: float = 0.5) -> str | None:
     """The known name nearest to `name`, or None when nothing is near."""
     matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=alike)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from zofo.errors import UnknownNameError
+from zofo.errors import ConfigError, UnknownNameError, truncate_repr
 from zofo.plugins import broken_plugins, load_plugins, registered
 
 T = TypeVar("T")
@@ -54,15 +54,20 @@ class Registry(Generic[T]):
         return enter
 
     def __getitem__(self, name: str) -> T:
+        if not isinstance(name, str) or not name:
+            what = "has no name" if name in (None, "") else f"has the name {truncate_repr(name)}, which is no text"
+            raise ConfigError(f"the {self.kind} {what}", f"name one of these: {', '.join(self)}")
         if name not in self:
             known, broken = ", ".join(self), broken_plugins()
-            raise UnknownNameError(self.kind, str(name), self, f"known: {known}" + (f"; {broken}" if broken else ""))
+            raise UnknownNameError(self.kind, name, self, f"known: {known}" + (f"; {broken}" if broken else ""))
         if name in self._use:
             self._use[name]()
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:
-        if isinstance(name, str) and name not in self._parts and "/" not in name:
+        if not isinstance(name, str):
+            return False
+        if name not in self._parts and "/" not in name:
             load_plugins()
         return name in self._parts
 

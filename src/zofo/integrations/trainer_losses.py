@@ -55,8 +55,7 @@ class TrainerLosses:
         Raises:
             ConfigError: all points share a forward, and the losses of examples are not known, or not the trainer's.
         """
-        with self._uncounted():
-            self._look(model, batches, optimizer.repeats_batch)
+        self._look(model, batches, optimizer.repeats_batch)
         if self._single:
             losses = self._weighted_losses(model)
             self._count_tokens([inputs for inputs, _ in batches])
@@ -72,13 +71,14 @@ class TrainerLosses:
             self._counts_items = counts if counts is None else any(self._processes.gather_json(counts))
         if self._single is None:
             single = False
-            with Attempt() as made:
+            with Attempt() as made, self._uncounted():
                 single = self._look_at_losses(model, batches, needed)
             self._single = all(self._processes.gather_json(single, made.failure))
 
     @contextmanager
     def _uncounted(self) -> Iterator[None]:
-        """While it is open, nothing stays of what TRL's trainers count in each forward."""
+        """While it is open, nothing stays of what TRL's trainers count in each forward. It copies all that they have
+        counted, which grows between two logs: open it for the first step alone."""
         own = vars(self._trainer)
         kept = {name: copy.deepcopy(own[name]) for name in (_TOKENS, _METRICS) if name in own}
         try:
@@ -105,7 +105,7 @@ class TrainerLosses:
         if self._scale_known or self.own or "labels" not in inputs or not trainer.model_accepts_loss_kwargs:
             return
         self._scale_known, ignored = True, False
-        with Attempt() as made, trainer.compute_loss_context_manager():
+        with Attempt() as made, self._uncounted(), trainer.compute_loss_context_manager():
             one, other = (float(trainer.compute_loss(model, dict(inputs), num_items_in_batch=n)) for n in (1, 2))
             ignored = one == other != 0
         if any(self._processes.gather_json(ignored, made.failure)):
@@ -145,7 +145,7 @@ class TrainerLosses:
         trainer = self._trainer
         if items is None or not trainer.model_accepts_loss_kwargs:
             return None
-        with trainer.compute_loss_context_manager():
+        with self._uncounted(), trainer.compute_loss_context_manager():
             counted = float(trainer.compute_loss(model, dict(inputs), num_items_in_batch=items))
             alone = float(trainer.compute_loss(model, dict(inputs)))
         return counted != alone or not alone

@@ -86,12 +86,14 @@ class ForwardOnly(Method):
     backbone: Backbone
 
     def __new__(cls: type[_Made], *args: Any, **kwargs: Any) -> _Made:
-        """Raises ConfigError for a model, which an optimizer of torch of the same name takes."""
-        if any(isinstance(one, nn.Module) for one in (*args, *kwargs.values())):
+        """Raises ConfigError without a context, as for a model or parameters, which an optimizer of torch takes."""
+        given = (*args, *kwargs.values())
+        if given and not any(isinstance(one, TrainingContext) for one in given):
             raise ConfigError(
-                f"zofo.methods.{cls.__name__} is a method, built from a configuration and a TrainingContext, "
-                "and was given a model",
-                "for an optimizer of torch write zofo.optim.MeZO(model, lr=1e-3)",
+                f"zofo.methods.{cls.__name__} is a method, built from a configuration and a TrainingContext, and was "
+                f"given {type(given[0]).__name__}",
+                "for an optimizer of torch write zofo.optim.MeZO(model, lr=1e-3), or "
+                "zofo.optim.SVRG(model, anchor_closure, lr=1e-3)",
             )
         return object.__new__(cls)
 

@@ -50,6 +50,9 @@ def given(movable: Movable) -> Given:
         return Given(whole(unwrapped(movable)))
     if isinstance(movable, torch.Tensor):
         raise ConfigError("the parameters are one tensor", "give the module, MeZO(model), or a list of parameters")
+    if not isinstance(movable, Iterable) or isinstance(movable, str):
+        what = f"what is to move is {type(movable).__name__}, and no module"
+        raise ConfigError(what, "give the module, MeZO(model), or its parameters")
     entries = list(movable)
     if not entries:
         raise ConfigError("no parameters were given", "give the module: MeZO(model)")

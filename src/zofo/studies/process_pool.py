@@ -43,7 +43,7 @@ def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
         )
     except ZofoError as error:
         curve = execution.curve(path) if isinstance(error, NonFiniteError) else []
-        failed = {"error": type(error).__name__, "message": error.message}
+        failed = {"error": type(error).__name__, "message": error.message, "hint": error.hint or ""}
         outcome = Outcome(config=tree, curve=curve, failed=failed, identity=made_from(path))
     except Exception as error:  # noqa: BLE001  # such as memory that ran out: the other runs go on, and the report says so
         message = f"{type(error).__name__}: {error}"

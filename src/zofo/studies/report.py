@@ -161,14 +161,18 @@ def _starts(starts: Sequence[StudyRun], outcomes: Outcomes) -> str:
             continue
         score = as_score(outcome.scores["validation"]["score"], outcome.metric)
         counts = [f"{outcome.counts[name]:,}" for name in ("queries", "backwards")]
-        rows.append([*what, f"{outcome.metric} {score}", *counts, as_time(outcome.seconds)])
+        rows.append([*what, f"{outcome.score_title} {score}", *counts, as_time(outcome.seconds)])
     header = ["start", "where", "on validation rows of its tasks", "queries", "backwards", "seconds"]
     return markdown(header, rows, texts=3) if rows else ""
 
 
 def _failures(runs: Sequence[StudyRun], outcomes: Outcomes) -> str:
     found = [(run, outcomes[run.digest].failed) for run in runs if run.digest in outcomes]
-    rows = [[str(run), failed["error"], failed["message"]] for run, failed in found if failed]
+    rows = [
+        [str(run), failed["error"], "; ".join(filter(None, (failed["message"], failed.get("hint"))))]
+        for run, failed in found
+        if failed
+    ]
     return markdown(["run", "error", "message"], rows, texts=3) if rows else ""
 
 

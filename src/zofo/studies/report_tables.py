@@ -137,6 +137,11 @@ class Scores:
         first = next(found, Outcome())
         return first.metric, 1 if first.higher_is_better else -1
 
+    def score_title(self, cell: Cell) -> str:
+        """Name of the score, with the label that it is of where it is of one; ? where nothing is done."""
+        done = [one for method in self.methods for one in self.outcomes(method, cell).values() if one.metric]
+        return max((one.score_title for one in done), key=len, default="?")
+
     def endpoints(self, cells: Sequence[Cell], reference: str) -> list[str]:
         """What differences from a method are taken of: the score, and the loss where that is another number, and the
         same quantity as that of any other method."""
@@ -164,7 +169,7 @@ def score_table(scores: Scores, cells: Sequence[Cell]) -> str:
     """A row for each method and each further model that it leaves, a column for each task, and what one run took."""
     metrics = [scores.metric(cell)[0] for cell in cells]
     average = ["average"] if scores.comparable(cells) else []
-    tasks = [f"{cell.task} ({metric or '?'})" for cell, metric in zip(cells, metrics, strict=True)]
+    tasks = [f"{cell.task} ({scores.score_title(cell)})" for cell in cells]
     rows = []
     majority = [scores.majority(cell) for cell in cells]
     known = [one for one in majority if one is not None]

@@ -11,8 +11,10 @@ from typing import Any
 from zofo.config import validator_of
 from zofo.errors import NonFiniteError, RunError, advice
 from zofo.filesystem import atomic_write_text
+from zofo.tasks import score_name
 from zofo.training.config import ENVIRONMENT
 from zofo.training.identity import Identity
+from zofo.trees import get_by_path
 
 FILE = "outcome.json"
 
@@ -35,7 +37,7 @@ class Outcome:
         seconds: of training alone.
         curve: an evaluation each, in order: steps, queries, split, loss, score; then, without a score, the loss of the
             inner problem along the run, where there is one.
-        failed: kind and message of the error that ended the run, or None.
+        failed: kind, message and, where there is one, hint of the error that ended the run, or None.
         variants: of each further model that the run leaves, such as the lower adapter of a bilevel run, what `scores`
             has of the first one; empty in outcomes of older versions, too.
         folder: name of the folder that it was read from.
@@ -44,6 +46,7 @@ class Outcome:
         peak_bytes: the most memory in use, with that of measuring the treatment; 0 where it is not known.
         treatment: how strong it was, where that was measured, as summary.json has it.
         conclusions: what the run said at its end, such as that it diverged.
+        positive_label: of which label the metric is, where it is of one; empty in outcomes of older versions.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -62,6 +65,12 @@ class Outcome:
     peak_bytes: int = 0
     treatment: dict[str, Any] = field(default_factory=dict)
     conclusions: list[str] = field(default_factory=list)
+    positive_label: str = ""
+
+    @property
+    def score_title(self) -> str:
+        """The metric as people read it, with the label that it is of, as far as that is known."""
+        return score_name(self.metric, self.positive_label or get_by_path(self.config, "task.positive_label") or "")
 
     @property
     def made_from(self) -> Identity:

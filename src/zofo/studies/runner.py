@@ -63,12 +63,12 @@ def run_study(
         ZofoError: a mistake in the study, found before anything runs; the folder is not to be had; or every run failed.
     """
     grid = study.grid
-    content = content_of(study, folder, remote_code)
-    store = Store(folder, content)
+    console, content = console or log_console(), content_of(study, folder, remote_code)
+    store = Store(folder, content, lambda text: say(console, f"warning: {text}"))
     grid.check()
     with store.locked():
         changed = store.claim(study.name, study.config.model_dump(mode="json"))
-        progress = _Progress(console or log_console(), store, grid)
+        progress = _Progress(console, store, grid)
         progress.begin(study, changed, content)
         try:
             with Workers(jobs, remote_code) as workers:
@@ -82,8 +82,9 @@ def run_study(
             raise
         result = report_study(study, folder)
     if result.failed == result.done:
-        message = next(outcome.failed["message"] for outcome in progress.outcomes.values() if outcome.failed)
-        raise RunError(f"all {result.failed} runs failed, the first with: {message}", f"see {folder / 'report.md'}")
+        failed = next(outcome.failed for outcome in progress.outcomes.values() if outcome.failed)
+        hint = "; ".join(filter(None, (failed.get("hint"), f"see {folder / 'report.md'}")))
+        raise RunError(f"all {result.failed} runs failed, the first with: {failed['message']}", hint)
     return result
 
 
@@ -219,6 +220,7 @@ def _work(run: StudyRun) -> int:
 def _describe(outcome: Outcome) -> str:
     """What came of a run, in a few words."""
     if outcome.failed:
-        return f"failed: {outcome.failed['message']}"
+        hint = outcome.failed.get("hint")
+        return f"failed: {outcome.failed['message']}" + (f"; hint: {hint}" if hint else "")
     score = as_score(outcome.scores["validation"]["score"], outcome.metric)
-    return f"{outcome.metric} {score} on validation, {outcome.counts['queries']} queries, {outcome.seconds:.0f} s"
+    return f"{outcome.score_title} {score} on validation, {outcome.counts['queries']} queries, {outcome.seconds:.0f} s"

@@ -6,7 +6,7 @@ import gc
 import itertools
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,10 +31,13 @@ class Store:
     Args:
         folder: made by `claim` where it does not exist.
         content: what runs would be made from now; a result of something else is none. None takes all as they are.
+        warn: told of what a stopped run has left that is damaged and is not used.
     """
 
-    def __init__(self, folder: Path, content: Content | None = None) -> None:
-        self.folder, self._content = folder, content
+    def __init__(
+        self, folder: Path, content: Content | None = None, warn: Callable[[str], None] = lambda _text: None
+    ) -> None:
+        self.folder, self._content, self._warn = folder, content, warn
         self.runs, self._outdated = folder / "runs", folder / "outdated"
         self.changed: dict[str, str] = {}
         """What has changed since a kept result was made, by digest."""
@@ -120,7 +123,7 @@ class Store:
         return {digest: outcome for digest, outcome in found.items() if outcome is not None}
 
     def room_for(self, run: StudyRun) -> Path:
-        """The folder for a run: that of an attempt which was stopped and goes on, or one that does not exist.
+        """The folder for a run: that of an attempt which was stopped or failed, and goes on, or a new one.
 
         What another attempt left is removed. A result of something else than there is now is not: it is put into
         `outdated/`, with what has changed.
@@ -130,6 +133,7 @@ class Store:
                 if run.digest in self.changed:
                     self._put_aside(folder, self.changed[run.digest])
                 elif self._goes_on(run, folder):
+                    (folder / FILE).unlink(missing_ok=True)
                     return folder
                 else:
                     shutil.rmtree(folder)
@@ -139,8 +143,8 @@ class Store:
         return self.runs / run.id
 
     def _goes_on(self, run: StudyRun, folder: Path) -> bool:
-        """Whether an attempt that was stopped goes on: it can, and what it began with is what there is now."""
-        if (folder / FILE).exists() or not run.execution.goes_on(run.config, folder):
+        """Whether an attempt that was stopped, or failed, goes on: it can, and what it began with is what there is."""
+        if not run.execution.goes_on(run.config, folder, self._warn):
             return False
         if self._content is None:
             return True

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from zofo.config import parse_model
-from zofo.errors import DataError, NonFiniteError, RunError, ZofoError
+from zofo.errors import CheckpointError, DataError, NonFiniteError, RunError, ZofoError
 from zofo.evaluators import Counts
 from zofo.interpreters import LIBRARIES
 from zofo.methods import METHODS, Method
@@ -23,6 +23,7 @@ from zofo.studies.result import INNER, Outcome
 from zofo.studies.trial import ConfigFault, Executor, Loading
 from zofo.tasks import METRICS, Split, Task, TaskConfig, resolve_task
 from zofo.training import RunConfig, RunFolder, prepare_run, train, training_context
+from zofo.training.checkpoint import Checkpoints
 from zofo.training.identity import Identity
 from zofo.training.resume import find_resumable_run, prepared_identity
 from zofo.training.run_logs import metrics_lines
@@ -58,6 +59,7 @@ class TaskRuns(Executor):
         metric, (first, *others) = summary["metric"], list(summary["variants"])
         return Outcome(
             metric=metric,
+            positive_label=summary.get("positive_label", ""),
             scores=_scores(summary, first),
             steps=summary["steps"],
             counts={name: summary[name] for name in Counts().as_dict()},
@@ -70,11 +72,18 @@ class TaskRuns(Executor):
             variants={variant: _scores(summary, variant) for variant in others},
         )
 
-    def goes_on(self, config: RunConfig, folder: Path) -> bool:
-        with suppress(ZofoError):  # it has ended, or what it left cannot be read
+    def goes_on(self, config: RunConfig, folder: Path, warn: Callable[[str], None]) -> bool:
+        try:
             start = _start_beside(folder, config.init_from)
-            return find_resumable_run(config.model_copy(update={"output_dir": folder, "init_from": start})) is not None
-        return False
+            found = find_resumable_run(config.model_copy(update={"output_dir": folder, "init_from": start}))
+        except ZofoError:  # it has ended, or what it left cannot be read
+            return False
+        if found is not None:
+            checkpoints = Checkpoints(found.checkpoints)
+            checkpoints.sweep()
+            with suppress(CheckpointError):  # all are damaged: the run says so, and fails
+                checkpoints.latest(warn)
+        return found is not None
 
     def identity(self, config: RunConfig, remote_code: bool, test: bool, load: Loading) -> Identity:
         """What the run would be made from; the run that it starts from is left out."""

@@ -153,8 +153,12 @@ class Executor(ABC):
     def execute(self, config: Any, folder: Path, remote_code: bool) -> Outcome:
         """Make the run in a folder that does not exist yet, or that `goes_on`; raises ZofoError where it failed."""
 
-    def goes_on(self, config: Any, folder: Path) -> bool:
-        """Whether a run that was stopped goes on from what it left in its folder; otherwise it begins anew."""
+    def goes_on(self, config: Any, folder: Path, warn: Callable[[str], None]) -> bool:
+        """Whether a run that was stopped, or failed, goes on from what it left in its folder; else it begins anew.
+
+        Args:
+            warn: told of what is damaged there and is not used.
+        """
         return False
 
     @abstractmethod

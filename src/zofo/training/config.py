@@ -11,12 +11,12 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, model_validator
 
 from zofo.config import Config, as_group, parse_model, read_json_object
-from zofo.errors import ConfigError, UnknownNameError, error_context
+from zofo.errors import ConfigError, UnknownNameError, error_context, reordered
 from zofo.methods import METHODS, MethodConfig
 from zofo.models import ModelConfig
 from zofo.plugins import lost_packages
 from zofo.recipes import Recipe, is_recipe, parse_recipe, recipe_text
-from zofo.retired_keys import run_as_now
+from zofo.retired_keys import name_now, run_as_now
 from zofo.tasks import TaskConfig
 from zofo.tasks.config import has_own_rows
 from zofo.training.training_config import TrainingConfig
@@ -35,12 +35,11 @@ def method_config(value: Any, info: ValidationInfo, *, default: str = _METHOD) -
     Raises:
         ConfigError: no such method, or an option that it does not have.
     """
-    value = as_group(value)
+    value = {"name": None} if value is None else as_group(value)
     if not isinstance(value, dict):
         return value
     kind = METHODS[value.get("name", default)].Config
-    if "name" not in value:
-        _check_has_keys(kind, value, default)
+    _check_has_keys(kind, value, default)
     return parse_model(
         kind, _plain_lr(kind, value), "method", {"dtype": getattr(info.data.get("model"), "dtype", None)}
     )
@@ -63,14 +62,27 @@ def _plain_lr(kind: type[MethodConfig], given: Mapping[str, Any]) -> dict[str, A
 
 
 def _check_has_keys(kind: type[MethodConfig], options: Mapping[str, Any], default: str) -> None:
-    """Raises ConfigError for options of other methods where none is named; says which methods have them."""
-    lacks = [key for key in options if key not in kind.known_keys()]
-    having = [name for name in sorted(METHODS) if set(options) <= set(METHODS[name].Config.known_keys())]
-    if lacks and having:
-        raise ConfigError(
-            f"method.{lacks[0]} is no key of {default}, which is the method where none is named",
-            f"name one that has it: {', '.join(f'method={name}' for name in having)}",
-        )
+    """Raises ConfigError for options that other methods have and this one lacks; says which methods have them."""
+    lacks = [key for key in map(str, options) if _known_as(key, kind) is None]
+    if not lacks:
+        return
+    others = {name: METHODS[name].Config for name in sorted(METHODS)}
+    having = [name for name, other in others.items() if all(_known_as(str(key), other) for key in options)]
+    having = having or [name for name, other in others.items() if _known_as(lacks[0], other)]
+    if not having:
+        return
+    key, named = _known_as(lacks[0], others[having[0]]), options.get("name")
+    that = "that has it" if key == lacks[0] else f"that has method.{key}"
+    choice = ", ".join(f"method={name}" for name in having)
+    raise ConfigError(
+        f"method.{lacks[0]} is no key of " + (named or f"{default}, which is the method where none is named"),
+        f"leave it out, or take a method {that}: {choice}" if named else f"name one {that}: {choice}",
+    )
+
+
+def _known_as(key: str, kind: type[MethodConfig]) -> str | None:
+    """What a method calls a key today, or with its words in another order; None for one that it lacks."""
+    return reordered(name_now(f"method.{key}") or key, kind.known_keys())
 
 
 def _method_class(method: Any) -> type[MethodConfig] | None:
