@@ -377,6 +377,30 @@ def test_a_policy_gradient_of_trl_is_refused_unless_its_loss_is_another(built, t
         Valued(plain.model, args=plain.args)
 
 
+def test_only_trainers_that_reward_their_texts_are_refused_and_one_with_its_own_loop_ends_at_its_first_step(
+    built, trainers, monkeypatch
+):
+    base, plain = pytest.importorskip("trl").DistillationTrainer, built()
+
+    class Mine(trainers.ZerothOrderMixin, base):
+        """Whose loss, a distance of distributions, follows the weights."""
+
+    def reached(self, model, args):
+        raise LookupError
+
+    monkeypatch.setattr(base, "__init__", reached)
+    with pytest.raises(LookupError):
+        Mine(plain.model, args=plain.args)
+
+    class Looping(trainers.ZerothOrderTrainer):
+        def _inner_training_loop(self, *_args, **_more):
+            self.create_optimizer().step()
+
+    looping = Looping(plain.model, plain.args, train_dataset=plain.train_dataset)
+    with pytest.raises(ConfigError, match="needs losses at several points, and no gradients"):
+        looping.train()
+
+
 def program_with(text):
     """A program of the page, with few steps."""
     page = (Path(__file__).parent.parent / "docs" / "integrations.md").read_text(encoding="utf-8")
