@@ -467,6 +467,30 @@ def test_a_study_that_is_asked_to_stop_leaves_with_the_code_of_the_signal(run_zo
     assert "zofo train" not in said
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_verb_that_saves_nothing_says_so_when_it_is_asked_to_stop(
+    run_zofo, trained, tmp_path, monkeypatch, number, code
+):
+    def asked(*_, **__):
+        signal.raise_signal(number)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr("zofo.training.evaluation.TaskEvaluator.evaluate", asked)
+        monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", asked)
+        for words in (["eval", trained], ["export", trained, "--merged", tmp_path / "merged"]):
+            found, out, said = run_zofo(*words)
+            assert (found, out) == (code, "")
+            name = signal.Signals(number).name
+            assert f"stopped by {name} before its end; what it was at is not saved" in said
+            assert "hint: to begin again, type the same command again" in said
+        assert [path.name for path in tmp_path.iterdir() if "merged" in path.name] == []
+        monkeypatch.setattr("zofo.cli._run", asked)  # before anything could be said
+        assert run_zofo("eval", trained)[0] == code
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_the_version(run_zofo):
     assert run_zofo("--version")[:2] == (0, f"zofo {zofo.__version__}\n")
 

@@ -67,7 +67,7 @@ def test_a_stop_is_answered_and_leaves_nothing(patches, model_folder, tmp_path, 
             patched.setattr(f"zofo.export.apply.{place}", lambda *_: signal.raise_signal(signal.SIGTERM))
             code, out, err = run_zofo(*words)
         assert (code, out) == (143, "")
-        assert err.startswith("interrupted; type the same command again, and it begins again")
+        assert err.startswith("stopped by SIGTERM before its end; what it was at is not saved")
         assert not (tmp_path / "new").exists() or not [*(tmp_path / "new").iterdir()]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert run_zofo(*words)[0] == 0

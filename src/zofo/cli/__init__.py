@@ -18,12 +18,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # which tell of kernels for other machines
         logging.getLogger(name).setLevel(logging.ERROR)
-    from zofo.cli.terminal import guarded_streams
+    with _terminating() as terminated:
+        try:
+            from zofo.cli.terminal import guarded_streams
 
-    with guarded_streams():
-        with _terminating() as terminated:
-            code = _run(arguments, terminated)
-        code = _flushed(code)
+            with guarded_streams():
+                code = _flushed(_run(arguments, terminated))
+        except KeyboardInterrupt:  # before anything can be said, or again while it is
+            code = _code_of(terminated)
     sys.exit(code)
 
 
@@ -106,6 +108,10 @@ def _interrupted(terminated: Sequence[int]) -> int:
         err.say("interrupted; type the same command again, and it begins again, or goes on from what was saved")
     elif not terminated:  # else the launcher is stopping all of them already
         linger()
+    return _code_of(terminated)
+
+
+def _code_of(terminated: Sequence[int]) -> int:
     return terminated[-1] if terminated else _INTERRUPTED
 
 

@@ -75,8 +75,12 @@ NO_ROWS, MODEL_AS_IT_IS = RowOptions(), ModelOptions()
 class _Verbs(typer.Typer):
     """Verbs whose libraries are loaded, which takes seconds, while a terminal says so."""
 
-    def command(self, *arguments: Any, several: bool = False, **options: Any) -> Callable[[Any], Any]:
+    def command(
+        self, *arguments: Any, several: bool = False, saves: bool = False, **options: Any
+    ) -> Callable[[Any], Any]:
         """As typer's, for a function that imports zofo.training by itself; `several` processes may share its work.
+
+        One that is asked to stop says that nothing is saved, unless it `saves`, and says by itself what is.
 
         An argument that is a `RowOptions` or a `ModelOptions` stands for its options.
         """
@@ -92,7 +96,8 @@ class _Verbs(typer.Typer):
                 with waiting("loading torch and transformers"):
                     import zofo.training  # noqa: F401
                 given = {one: kind(*(named.pop(name) for name in kind._fields)) for one, kind in groups.items()}
-                verb(**named, **given)
+                with nullcontext() if saves else _saving_nothing():
+                    verb(**named, **given)
 
             loading_first.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
             loading_first.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -100,6 +105,15 @@ class _Verbs(typer.Typer):
             return verb
 
         return registered
+
+
+@contextmanager
+def _saving_nothing() -> Iterator[None]:
+    """While it is open, a process that is asked to stop leaves, and says that it begins again."""
+    from zofo.training.signals import Signals
+
+    with leaving_when_stopped(), Signals().raise_on_signal():
+        yield
 
 
 def _spread(verb: Callable[..., None]) -> tuple[dict[str, Any], list[inspect.Parameter]]:

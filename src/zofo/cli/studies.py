@@ -42,7 +42,7 @@ def bench_step(
     out.say_table(report.table())
 
 
-@bench.command(name="memory")
+@bench.command(name="memory", saves=True)
 def bench_memory(
     model: Annotated[
         str, typer.Option(help="An embedded model, a folder, a Hub id, or llama-300m or llama-1b of random weights.")
@@ -88,7 +88,7 @@ def bench_calibrate(as_json: AsJson = False) -> None:
     out.say(f"wrote {file}, which zofo estimate reads from now on")
 
 
-@commands.command()
+@commands.command(saves=True)
 def study(
     name: Annotated[str, typer.Argument(metavar="FILE", help="A YAML file, or a study of `zofo list studies`.")],
     folder: Annotated[
@@ -139,7 +139,7 @@ def study(
     out.say(f"report: {found.folder / 'report.md'}")
 
 
-@commands.command()
+@commands.command(saves=True)
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where runs, summary.json and report.html go.")] = Path(
         "runs/demo"

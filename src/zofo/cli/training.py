@@ -28,7 +28,7 @@ commands = verbs()
 tune = verbs("Find a good value of an option by short trials.")
 
 
-@commands.command(no_args_is_help=True, several=True)
+@commands.command(no_args_is_help=True, several=True, saves=True)
 def train(
     arguments: Overrides = None,
     given: RowOptions = NO_ROWS,
