@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -515,6 +517,19 @@ def test_a_folder_of_another_study_or_of_something_else_is_refused(study, ended,
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     with pytest.raises(RunError, match="cannot use"):
         run_study(study(), tmp_path / "toy.yaml")
+
+
+def test_a_full_disk_is_said_with_what_to_do_and_leaves_nothing_half_written(study, tmp_path, monkeypatch):
+    def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:3])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RunError, match="cannot write the study .*No space left on device") as refused:
+        run_study(study(), tmp_path / "out")
+    assert refused.value.hint.startswith("make room on that disk")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["runs", "study.lock"]
 
 
 def test_two_processes_in_one_folder_are_one_too_many(study, tmp_path):
@@ -1042,6 +1057,7 @@ def test_several_runs_at_a_time_end_with_the_process_and_the_study_goes_on(study
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "type the same again to go on" in err
+        assert "stopped by SIGINT before its end; what its runs have saved is kept" in err
         assert "Traceback" not in err
     goes_on(study, tmp_path)
 

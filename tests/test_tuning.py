@@ -130,3 +130,10 @@ def test_defaults_follow_the_noise_and_the_number_type():
     assert method("float32").evaluator.name == "in-forward"
     assert method("float32", noise="rademacher").evaluator.name == "in-place"
     assert method("float32", evaluator="in-place").evaluator.name == "in-place"
+
+
+@pytest.mark.parametrize(("method", "hint"), [("first-order", "add method=mezo"), ("bilevel", "and the same noise")])
+def test_a_method_whose_rate_it_does_not_find_is_told_what_to_type(method, hint):
+    with pytest.raises(ConfigError, match=f"not that of '{method}'") as refused:
+        tune_lr(read_config(overrides=[f"method={method}"]))
+    assert hint in refused.value.hint

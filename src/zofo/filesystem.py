@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -107,9 +107,14 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 def _write_whole(path: Path, data: bytes) -> None:
     part = temp_path(path)
-    part.write_bytes(data)
-    fsync(part)
-    os.replace(part, path)
+    try:
+        part.write_bytes(data)
+        fsync(part)
+        os.replace(part, path)
+    except BaseException:  # what is half written takes room that may be needed
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
     fsync(path.parent)
 
 
@@ -324,5 +329,4 @@ def write_file(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(path, data)
     except OSError as error:
-        temp_path(path).unlink(missing_ok=True)
         raise cannot_write(path, error) from error

@@ -24,6 +24,7 @@ from zofo.studies.store import Store
 from zofo.studies.trial import StudyRun
 from zofo.training.signals import Signals
 
+_KEPT = "before its end; what its runs have saved is kept"
 _tell: list[Callable[[tuple[int, str]], None]] = []  # of a process of a pool: takes its id, and the run that it begins
 
 
@@ -80,7 +81,7 @@ class Workers:
         self._signals, self._opened = Signals(), ExitStack()
 
     def __enter__(self) -> Workers:
-        self._opened.enter_context(self._signals.raise_on_signal())
+        self._opened.enter_context(self._signals.raise_on_signal(lambda: _KEPT))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from zofo.config import read_json_object
 from zofo.errors import RunError, ZofoError
-from zofo.filesystem import atomic_write_text, locked
+from zofo.filesystem import atomic_write_text, cannot_write, locked
 from zofo.models import LoadedModel, ModelConfig, load_model
 from zofo.studies.result import FILE, Outcome, made_from
 from zofo.studies.trial import StudyRun
@@ -61,7 +61,7 @@ class Store:
                 before = content
             atomic_write_text(self.folder / _STUDY, json.dumps(content, indent=1) + "\n")
         except OSError as error:
-            raise RunError(f"cannot use {str(self.folder)!r} for a study: {error}") from error
+            raise cannot_write(self.folder, error, "the study") from error
         return bool(before != content)
 
     def check_study(self, name: str) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Store:
                     shutil.rmtree(folder)
             self.runs.mkdir(exist_ok=True)
         except OSError as error:
-            raise RunError(f"cannot write into {str(self.runs)!r}: {error}") from error
+            raise cannot_write(self.runs, error, "a run") from error
         return self.runs / run.id
 
     def _goes_on(self, run: StudyRun, folder: Path) -> bool:

@@ -118,7 +118,8 @@ class DivergenceWarning(_Alarm):
             return None
         if self._length and math.sqrt(self._moved) > _FAR * self._length:
             share = f"{100 * math.sqrt(self._moved) / self._length:.0f} %"
-            return self._say(f"{number + 1} steps moved the weights by about {share} of their length")
+            steps = f"{number + 1} step{'s' * (number > 0)}"
+            return self._say(f"{steps} moved the weights by about {share} of their length")
         if len(self._last) < WINDOW or min(self._first) <= 0:
             return None
         start, now = min(median(self._first), _BROKEN * self._first[0]), median(self._last)

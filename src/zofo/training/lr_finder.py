@@ -97,7 +97,9 @@ def tune_lr(
     if not isinstance(method, ForwardOnlyConfig) or not method.one_rate:
         raise ConfigError(
             f"tune lr finds the learning rate of zeroth-order steps by themselves, not that of {method.name!r}",
-            "tune it with method=mezo and the same noise; a penalty above 1 wants smaller steps",
+            "tune it with method=mezo and the same noise; a penalty above 1 wants smaller steps"
+            if getattr(method, "estimator", None)
+            else "add method=mezo, whose steps these are; of another method try some rates in a study",
         )
     prepared = prepared or prepare_run(config, remote_code, ("train",))
     search = _Search(config, method, prepared, steps, remote_code)
