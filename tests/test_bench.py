@@ -333,7 +333,7 @@ def test_the_script_shows_all_its_sizes(options, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
     import step
 
-    assert step.SIZES == ((16, 64), (8, 64), (16, 32), (1, 32))
+    assert step.SIZES == ((16, 64), (8, 64), (16, 32), (8, 32), (1, 32))
     monkeypatch.setattr(step, "SIZES", ((2, 5), (1, 4)))
     file = tmp_path / "all.json"
     given = ["--model", options.model, "--repeats", "1", "--no-memory", "--json", str(file)]
