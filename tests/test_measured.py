@@ -429,3 +429,39 @@ def test_the_tables_of_a_step():
     usual = [f"{cost['in-forward-shared']['usual_over_this']:.1f}" for cost in costs]
     assert time["usual / in-forward-shared"] == usual
     assert {len(time), len(memory) + 1} == {len(costs[0]) + 3}
+
+
+SETTINGS = {
+    "nothing": "nothing",
+    "epsilon 1": "epsilon 1",
+    "epsilon 1e-1": "epsilon 1e-1",
+    "epsilon 1e-2": "epsilon 1e-2",
+    "epsilon 1e-4": "epsilon 1e-4",
+    "batch 16": "batch 16",
+    "batch 256": "batch 256",
+    "4 directions a step": "directions 4",
+    "a direction for every example": "directions per example",
+    "q = 1 (full-batch MeZO)": "q 1",
+    "q = 5": "q 5",
+    "q = 10": "q 10",
+    "anchor 256, fresh": "anchor 256",
+    "anchor 128, fresh": "anchor 128",
+    "anchor 128, fixed": "anchor 128 fixed",
+    "full batch with a direction for every example": "anchor directions per example",
+}
+
+
+def test_the_table_of_one_setting_at_a_time(archived):
+    runs = archived("svrg-ablations.csv")
+    first = runs[runs["method"] == "zero-shot"].groupby("seed")["validation_loss"].mean()
+    told = rows_under("### One setting at a time")
+    assert {name for name in told if name not in ("changed", "---")} == set(SETTINGS)
+    for label, changed in SETTINGS.items():
+        for method, cells in (("mezo", told[label][:2]), ("svrg", told[label][2:])):
+            own = runs[(runs["method"] == method) & (runs["changed"] == changed)]
+            if own.empty:
+                assert cells in (["", ""], ["not run", ""]), label
+                continue
+            score = of_a_problem(own, first)
+            steps = "" if score == "no rate was stable" else f"{own['steps'].max():,.0f}"
+            assert cells == [score, steps], label
