@@ -60,15 +60,14 @@ def rows_again(count: int) -> list[list[int]]:
     return [[chance.randrange(count) for _ in range(count)] for _ in range(1000)]
 
 
-def interval(
-    score: Callable[[Any], float], before: Sequence[Any], runs: Sequence[Sequence[Any]]
-) -> tuple[float, float]:
+def scores_again(score: Callable[[Any], float], rows: Sequence[Any]) -> list[float]:
+    """The score of held-out rows, each time that they are drawn again."""
+    return [score([rows[place] for place in drawn]) for drawn in rows_again(len(rows))]
+
+
+def interval(before: Sequence[float], runs: Sequence[Sequence[float]]) -> tuple[float, float]:
     """95 % of the mean gain of some runs, over held-out rows that are drawn again: a paired bootstrap of 1,000."""
-    gains = []
-    for drawn in rows_again(len(before)):
-        base = score([before[place] for place in drawn])
-        gains.append(statistics.mean(score([rows[place] for place in drawn]) for rows in runs) - base)
-    gains.sort()
+    gains = sorted(statistics.mean(each) - base for base, *each in zip(before, *runs, strict=True))
     return gains[24], gains[974]
 
 
@@ -90,20 +89,28 @@ def table(name: str) -> list[str]:
     """The lines of a problem's table: the untrained model, and each way over its seeds."""
     found, score = known(), PROBLEMS[name].score
     base = found[f"{name}/base"]
+    before = scores_again(score, base["rows"])
     cells = [[*HEADER], ["---"] * len(HEADER)]
     cells.append(["untrained", "", f"{base['score']:.3f}", "", "", "", "", "", *_said([base])])
     for way in NUMBERS:
         runs = [row for seed in SEEDS if (row := found.get(f"{name}/{way}/{seed}"))]
         if runs:
-            cells.append([way, *_cells(score, base, runs, NUMBERS[way]), *_said(runs)])
+            scores = [scores_again(score, row["rows"]) for row in runs]
+            cells.append([way, *_cells(base["score"], before, runs, scores, NUMBERS[way]), *_said(runs)])
     return [f"| {' | '.join(line)} |" for line in cells]
 
 
-def _cells(score: Callable[[Any], float], base: Any, runs: Sequence[Any], tried: Sequence[float]) -> list[str]:
+def _cells(
+    base: float,
+    before: Sequence[float],
+    runs: Sequence[Any],
+    scores: Sequence[Sequence[float]],
+    tried: Sequence[float],
+) -> list[str]:
     """What a line says of some seeds; a number at the edge of those that were tried is marked."""
-    gain = _mean(runs, "score") - base["score"]
-    low, high = interval(score, base["rows"], [row["rows"] for row in runs])
-    above = [interval(score, base["rows"], [row["rows"]])[0] > 0 for row in runs]
+    gain = _mean(runs, "score") - base
+    low, high = interval(before, scores)
+    above = [interval(before, [one])[0] > 0 for one in scores]
     return [
         f"{runs[0]['number']:g}" + "*" * (runs[0]["number"] in (min(tried), max(tried))),
         f"{_mean(runs, 'score'):.3f}",

@@ -279,7 +279,9 @@ def checks_once():
     def once(config, method, prepared, scored):
         parts = {name: getattr(config.method, name, None) for name in ASKING}
         asked = getattr(method, "_check_objective", getattr(method, "_objective", None))
-        key = (repr(config.model), config.task.name, type(method).check, repr(parts), asked)
+        model = prepared.loaded.model  # two folders may hold the same one
+        built = (repr(config.model.model_copy(update={"name": ""})), type(model), repr(model.config))
+        key = (built, config.task.name, type(method).check, repr(parts), asked)
         evaluator = getattr(method.evaluator, "_inner", method.evaluator)  # of several processes
         if evaluator is None or not ONCE["on"]:
             return checked_steps(config, method, prepared, scored)

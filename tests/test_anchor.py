@@ -189,7 +189,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_so_it_is_with_every_part(case):
-    options = {"anchor_interval": 5, "steps": 8, **OTHERS[case]}
+    options = {"anchor_interval": 5, "steps": 7, **OTHERS[case]}
     one, other = (trained(anchor=kind, **options) for kind in ("displacement", "copy"))
     losses, slopes, validation = differences(one, other)
     assert losses < 1e-5

@@ -185,8 +185,9 @@ def test_the_value_of_a_sum_is_the_sum_of_the_values(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @every_noise
 def test_any_block_size_gives_the_same_bits(name, dtype):
+    """One number at a time only in float32: it takes most of the time, and blocks of 7 meet no boundary of types."""
     results = []
-    for block in (None, 1, 7, 8, 64, 100, 10_000):
+    for block in (None, *([1] if dtype == torch.float32 else []), 7, 8, 64, 100, 10_000):
         module = Mixed().to(dtype)
         update = Update(Displacement({ONE: 0.3, TWO: -0.7}), decay_factor=0.1)
         Backbone(module, NOISES[name](), block=block).apply_(update, leaving=Displacement({ONE: 0.9}))

@@ -483,11 +483,16 @@ def test_a_probe_of_three_labels_and_one_that_train_lacks(folder, tmp_path):
     assert (found.label, found.answer) == ("joy", " good")
 
 
+@pytest.fixture(scope="module")
+def probed(folder, tmp_path_factory):
+    """A run of a probe by its defaults, which tests only read."""
+    return train(config_of(folder, "method=linear-probe", f"output_dir={tmp_path_factory.mktemp('probe') / 'run'}"))
+
+
 @pytest.mark.parametrize("task", [["task.prompt=none"], ["method.folds=2"], ["task.num_fewshot=2"]])
-def test_the_probe_reads_what_it_is_asked_to(folder, tmp_path, task):
-    plain = train(config_of(folder, "method=linear-probe", f"output_dir={tmp_path / 'plain'}"))
+def test_the_probe_reads_what_it_is_asked_to(folder, probed, tmp_path, task):
     other = train(config_of(folder, "method=linear-probe", *task, f"output_dir={tmp_path / 'other'}"))
-    assert other.summary["loss"] != pytest.approx(plain.summary["loss"], abs=1e-4)
+    assert other.summary["loss"] != pytest.approx(probed.summary["loss"], abs=1e-4)
     restored_as_reported(other)
 
 
@@ -497,13 +502,13 @@ def test_a_probe_of_a_masked_language_model(folder, tmp_path):
     restored_as_reported(run)
 
 
-def test_one_probe_seed_or_thread_of_batches_gives_the_same_probe(folder, tmp_path):
-    runs = [
-        train(config_of(folder, "method=linear-probe", *more, f"output_dir={tmp_path / str(i)}"))
-        for i, more in enumerate(([], [], ["method.batch_size=1"]))
-    ]
-    assert runs[0].artifact_hashes() == runs[1].artifact_hashes()
-    assert runs[2].summary["loss"] == pytest.approx(runs[0].summary["loss"], rel=1e-3)
+def test_one_probe_seed_or_thread_of_batches_gives_the_same_probe(folder, probed, tmp_path):
+    again, one_by_one = (
+        train(config_of(folder, "method=linear-probe", *more, f"output_dir={tmp_path / str(len(more))}"))
+        for more in ([], ["method.batch_size=1"])
+    )
+    assert probed.artifact_hashes() == again.artifact_hashes()
+    assert one_by_one.summary["loss"] == pytest.approx(probed.summary["loss"], rel=1e-3)
 
 
 def test_a_damaged_probe_is_named(folder, tmp_path):

@@ -1,6 +1,7 @@
 """The in-place evaluator: losses at points by moving the weights, and the weights home again."""
 
 import copy
+import functools
 import re
 import warnings
 
@@ -156,10 +157,12 @@ def test_weights_are_home_after_a_visit_to_within_rounding(case):
     assert drift(module, before) < 2e-7
 
 
-def drift_of_probes(noise, epsilon, count):
+@functools.cache
+def drift_of_probes(kind, epsilon, count):
+    """How far so many probes along directions of a class of noise have moved the weights."""
     module = make_mlp()
     before = weights(module)
-    evaluator, estimator = build(module, noise=noise), TwoSided(epsilon)
+    evaluator, estimator = build(module, noise=kind()), TwoSided(epsilon)
     for step in range(count):
         evaluator.losses(square_loss, MLP_BATCH, estimator.ask([Key(0, step)]))
     assert evaluator.counts.forwards == 2 * count
@@ -171,14 +174,14 @@ def drift_of_probes(noise, epsilon, count):
 @every_noise
 def test_weights_drift_less_than_1e_minus_8_a_probe(noise, count, tries):
     epsilon = 2**-10 if isinstance(noise, Rademacher) else 1e-3  # why: the test below
-    assert drift_of_probes(noise, epsilon, count) < 1e-8 * count
+    assert drift_of_probes(type(noise), epsilon, count) < 1e-8 * count
     tries(count)
 
 
 def test_moves_of_one_size_round_one_way_unless_epsilon_is_a_power_of_two():
     """Weights beside a power of two, such as norms at 1.0: half a last place a probe for +-1e-3, none for 2**-10."""
-    assert 2e-8 < drift_of_probes(Rademacher(), 1e-3, 250) / 250 < 1e-7
-    assert drift_of_probes(Rademacher(), 2**-10, 250) < 1e-7
+    assert 2e-8 < drift_of_probes(Rademacher, 1e-3, 250) / 250 < 1e-7
+    assert drift_of_probes(Rademacher, 2**-10, 250) < 1e-7
 
 
 @pytest.mark.promise(2)
@@ -227,15 +230,16 @@ def test_weights_go_home_when_the_forward_raises(sign):
 
 
 @pytest.mark.promise(2)
-def test_weights_drift_less_than_1e_minus_5_in_1000_probes_whose_forward_raises(tries):
+@pytest.mark.parametrize("count", [250, pytest.param(1000, marks=pytest.mark.soak)])
+def test_weights_drift_less_than_1e_minus_8_a_probe_whose_forward_raises(count, tries):
     module = make_mlp()
     before = weights(module)
     evaluator, wrong = build(module), (seeded(7, 6), seeded(7, 2))
-    for step in range(1000):
+    for step in range(count):
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             evaluator.losses(square_loss, wrong, [Displacement({Key(0, step): 1e-3})])
-    assert drift(module, before) < 1e-5
-    tries(1000)
+    assert drift(module, before) < 1e-8 * count
+    tries(count)
 
 
 def test_weights_go_home_when_the_body_of_a_visit_raises():

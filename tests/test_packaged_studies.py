@@ -1,5 +1,6 @@
 """The packaged studies: each is read and planned, and those of Bilevel-ZOFO run, on tiny models and made-up rows."""
 
+import copy
 import fnmatch
 import functools
 import json
@@ -28,13 +29,19 @@ SIZES = {"train": 24, "validation": 6, "test": 8}
 
 
 def content_of(name):
+    """What a packaged study's file holds, to change as one likes."""
+    return copy.deepcopy(_read(name))
+
+
+@functools.cache
+def _read(name):
     return yaml.safe_load((FILES / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 @functools.cache
-def packaged(name, *changes):
+def packaged(name, *changes, size=None):
     """A packaged study, read once."""
-    return read_study(name, list(changes))
+    return read_study(name, list(changes), size=size)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +135,7 @@ def test_every_size_of_a_packaged_study_can_be_read_and_says_what_it_is(name):
     sizes = content_of(name).get("sizes", {})
     assert set(sizes) == {"two-cores", "gpu"} or (not sizes and name not in OF_A_FAIR_TRIAL)
     for size in sizes:
-        study = read_study(name, size=size)
+        study = packaged(name, size=size)
         assert study.name == f"{name}-{size}"
         assert study.notes[0].startswith(f"size {size}: ")
         if name not in OF_METAICL:  # whose tasks are known by their rows alone
@@ -141,7 +148,7 @@ def test_every_size_of_a_packaged_study_can_be_read_and_says_what_it_is(name):
 
 
 def test_the_size_for_a_gpu_of_the_prompts_has_the_papers_budget_and_tests_the_interaction():
-    config = read_study("prompt-sensitivity", size="gpu").config
+    config = packaged("prompt-sensitivity", size="gpu").config
     assert set(config.methods) == {"mezo", "fo-lora", "frozen", "bilevel"}
     assert set(config.axes["prompt"]) == {"with", "without"}
     assert config.budget.queries >= 20_000
@@ -195,7 +202,7 @@ ON_PURPOSE = {  # as many steps as bilevel, whose steps cost more with more inne
 @pytest.mark.parametrize("name", study_names())
 def test_a_methods_own_budget_is_the_same_share_of_the_studys_in_every_size(name):
     def shares(size=None):
-        config = packaged(name).config if size is None else read_study(name, size=size).config
+        config = (packaged(name) if size is None else packaged(name, size=size)).config
         pairs = {one: (own.budget, config.budget) for one, own in config.methods.items() if own.budget is not None}
         return {
             one: own.queries / whole.queries if own.queries else own.steps / whole.steps
@@ -206,7 +213,7 @@ def test_a_methods_own_budget_is_the_same_share_of_the_studys_in_every_size(name
     for size in content_of(name).get("sizes", {}):
         for method, share in shares(size).items():
             if (name, size, method) in ON_PURPOSE:
-                config = read_study(name, size=size).config
+                config = packaged(name, size=size).config
                 assert config.methods[method].budget.queries // 96 == config.budget.queries // 144
             else:
                 assert share == shares()[method], (size, method)
@@ -220,14 +227,14 @@ def test_a_methods_own_budget_is_the_same_share_of_the_studys_in_every_size(name
     ],
 )
 def test_the_layers_of_opt_that_move_are_those_beside_which_the_subspace_adapter_stands(name, method):
-    patterns = read_study(name, size="gpu").config.methods[method].tree["method"]["trainable"]
+    patterns = packaged(name, size="gpu").config.methods[method].tree["method"]["trainable"]
     model = build_model("opt")
     moved = {one for one, _ in model.named_parameters() if any(fnmatch.fnmatchcase(one, glob) for glob in patterns)}
     assert moved == {f"{layer}.weight" for layer in linear_layers(model)}
 
 
 def test_texts_of_meta_training_are_cut_alike_in_all_runs_for_a_gpu():
-    grid = read_study("meta-training", size="gpu").grid
+    grid = packaged("meta-training", size="gpu").grid
     for run in [*grid.starts, *grid.final_runs]:
         task = run.tree["task"]
         assert task["max_length"] == (1024 if task["num_fewshot"] else 256), run
@@ -235,7 +242,7 @@ def test_texts_of_meta_training_are_cut_alike_in_all_runs_for_a_gpu():
 
 def test_every_method_of_the_reward_above_is_searched_in_the_same_share_of_its_own_budget():
     for size in (None, "gpu"):
-        grid = read_study("reward-upstairs", size=size).grid
+        grid = packaged("reward-upstairs", size=size).grid
         own = {name: one.budget or grid.config.budget for name, one in grid.config.methods.items()}
         shares = {grid.trial_budget(name).queries / budget.queries for name, budget in own.items()}
         assert shares == {0.25 if size else 0.5}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 import warnings
 
@@ -59,6 +60,15 @@ def models(tokenizers):
     return {kind: build_model(kind, len(tokenizers[False])) for kind in ARCHITECTURES}
 
 
+@pytest.fixture(scope="module")
+def attending(models):
+    """The same models, in each kind of attention that takes a mask of pairs."""
+    copies = {(kind, one): copy.deepcopy(model) for kind, model in models.items() for one in ("eager", "sdpa")}
+    for (_, one), model in copies.items():
+        model.set_attn_implementation(one)
+    return copies
+
+
 def encoded_case(tokenizer, case):
     ends = " st" if case.startswith("merged") else ""
     return encode(
@@ -67,7 +77,13 @@ def encoded_case(tokenizer, case):
     )
 
 
+@functools.cache  # candidates of an example, and many cases, begin alike
 @torch.no_grad()
+def next_token(model, tokens):
+    """Log-likelihoods of the token after some, which are asked alone."""
+    return model(input_ids=torch.tensor([tokens])).logits[0, -1].double().log_softmax(dim=0)
+
+
 def reference(model, examples):
     """Mean log-likelihood of each candidate's tokens, from right to left, without padding, mask or batch."""
     table = torch.full((len(examples), max(len(e.rows) for e in examples)), -torch.inf)
@@ -75,8 +91,7 @@ def reference(model, examples):
         for candidate, (row, scored) in enumerate(zip(example.rows, example.scored, strict=True)):
             total = 0.0
             for place in range(len(row) - 1, len(row) - 1 - scored, -1):
-                logits = model(input_ids=torch.tensor([row[:place]])).logits[0, -1].double()
-                total += logits.log_softmax(dim=0)[row[place]].item()
+                total += next_token(model, tuple(row[:place]))[row[place]].item()
             table[number, candidate] = total / scored
     return table
 
@@ -88,7 +103,7 @@ def close(one, two):
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("bos", [False, True])
-def test_scores_equal_the_reference(models, tokenizers, kind, case, bos):
+def test_scores_equal_the_reference(models, attending, tokenizers, kind, case, bos):
     """In as few rows as may be and in one row a candidate, with both kinds of attention that take a mask of pairs."""
     examples = encoded_case(tokenizers[bos], case)
     assert len({e.length for e in examples}) > 1  # mixed lengths, so that padding and positions matter
@@ -100,10 +115,8 @@ def test_scores_equal_the_reference(models, tokenizers, kind, case, bos):
     assert len(batch.input_ids) == len(examples)
     assert len(apart.input_ids) > len(examples) or case not in BRANCHED
     for attention in ("eager", "sdpa"):
-        model = copy.deepcopy(models[kind])
-        model.set_attn_implementation(attention)
         for one in (batch, apart):
-            scores = candidate_scores(model, one)
+            scores = candidate_scores(attending[kind, attention], one)
             assert scores.dtype == torch.float32
             assert close(scores, expected)
 

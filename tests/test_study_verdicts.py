@@ -34,7 +34,7 @@ def test_a_detectable_difference_is_found_four_times_of_five():
     assert half > 0
     quantiles = stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)
     samples = draw.normal(loc=quantiles / math.sqrt(n), size=(trials, n))
-    found = sum(stats.ttest_1samp(sample, 0).pvalue < 0.05 for sample in samples)
+    found = (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05).sum()
     assert found / trials == pytest.approx(0.8, abs=0.03)  # the shifted t is an approximation
 
 

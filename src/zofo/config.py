@@ -152,15 +152,16 @@ def _number_problem(value: Any, annotation: Any) -> str | None:
     becomes 0."""
     if isinstance(value, dict):
         return next((found for one in value.values() if (found := _number_problem(one, annotation))), None)
+    lost = isinstance(value, str) and is_lost(value)
+    if not lost and not isinstance(value, bool):  # of few values the types have to be looked up
+        return None
     kinds = _kinds(annotation)
     if not kinds & {int, float} or kinds & {bool, Any}:
         return None
-    if isinstance(value, bool):
-        word = "; a word such as yes is one to YAML: write '\"yes\"'" if str in kinds else ""
-        return f"Input should be a number, got the truth value {value}{word}"
-    if isinstance(value, str) and is_lost(value):
+    if lost:
         return f"Input is too small a number, which would be read as 0, got {truncate_repr(value)}"
-    return None
+    word = "; a word such as yes is one to YAML: write '\"yes\"'" if str in kinds else ""
+    return f"Input should be a number, got the truth value {value}{word}"
 
 
 def _kinds(annotation: Any) -> set[Any]:

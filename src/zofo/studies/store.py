@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -209,8 +210,10 @@ class Content:
     def release(self) -> None:
         """Free the model that was read last."""
         if self._model is not None:
+            model = weakref.ref(self._model[1].model)
             self._model = None
-            gc.collect()
+            if model() is not None:  # it stands in a circle; to look for one goes through all that is alive
+                gc.collect()
 
     def _now(self, run: StudyRun) -> Identity:
         tree = run.tree
