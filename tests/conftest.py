@@ -346,6 +346,14 @@ def reads_once():
         yield
 
 
+@pytest.fixture(scope="module")
+def old_objects_kept():
+    """For files whose tests collect garbage in full again and again, as a trainer of transformers does at each end:
+    what is alive before them is not gone through each time, which took most of a short training."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def children_here(monkeypatch):
     """Interpreters that zofo starts run their code in this process, which has imported all of it; gives the commands.

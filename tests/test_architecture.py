@@ -162,6 +162,13 @@ MODULES = list(modules())
 parsed = functools.cache(ast.parse)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def trees_let_go():
+    """Those of all of the source are a million objects, through which each later collection of garbage would go."""
+    yield
+    parsed.cache_clear()
+
+
 def test_imports_go_only_down_and_each_outside_library_is_in_its_room():
     assert [fault for one in MODULES for fault in import_faults(*one)] == []
 

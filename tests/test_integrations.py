@@ -23,6 +23,7 @@ from zofo.training.data_module import prepare_run, training_context
 from zofo.training.run_logs import metrics_lines
 
 pytestmark = [
+    pytest.mark.usefixtures("old_objects_kept"),
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # peft asks in an old way
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
 ]

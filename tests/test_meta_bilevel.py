@@ -25,6 +25,7 @@ from zofo.objectives import token_loss
 from zofo.tasks import Example, collate, encode
 from zofo.training import RunFolder, evaluate_run, prepare_run, read_config, run_state, train
 
+pytestmark = pytest.mark.usefixtures("old_objects_kept")
 TOKENIZER = build_tokenizer()
 NAMES = ("mood", "tone", "pick")
 SMALL = {"batch_size": 2, "inner_steps": 2, "tasks_per_step": 2, "lr_lower": 0.02, "lr_adapter": 0.01}

@@ -37,6 +37,7 @@ from zofo.training import RunConfig, RunFolder, train
 from zofo.training.callbacks import BestCheckpoint
 from zofo.training.together import state_hash
 
+pytestmark = pytest.mark.usefixtures("old_objects_kept")
 BATCH = 5  # an odd one: one process has an example more than the other
 RULE = {"name": "sgd", "lr": 2e-4}
 

@@ -14,6 +14,7 @@ from conftest import build_model
 from local_hub import local_hub
 
 pytestmark = [
+    pytest.mark.usefixtures("old_objects_kept"),
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # peft asks in an old way
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
     pytest.mark.filterwarnings("ignore:Could not find a config file in me.base:UserWarning"),

@@ -22,6 +22,7 @@ from zofo.models import ModelConfig, load_model, packing_note
 from zofo.models.loading import quiet_transformers
 from zofo.training.identity import model_hash, model_identity
 
+pytestmark = pytest.mark.usefixtures("old_objects_kept")
 WAYS = ("nf4", "int8", "int8-weight-only")
 IDS = torch.randint(3, 200, (4, 9), generator=torch.Generator().manual_seed(0))
 
