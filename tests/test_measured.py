@@ -453,6 +453,8 @@ SETTINGS = {
 
 def test_the_table_of_one_setting_at_a_time(archived):
     runs = archived("svrg-ablations.csv")
+    whole = pd.read_csv(RESULTS / "svrg-ablations.csv")
+    tried = {*zip(whole["method"], whole["changed"], strict=True)}
     first = runs[runs["method"] == "zero-shot"].groupby("seed")["validation_loss"].mean()
     told = rows_under("### One setting at a time")
     assert {name for name in told if name not in ("changed", "---")} == set(SETTINGS)
@@ -460,7 +462,8 @@ def test_the_table_of_one_setting_at_a_time(archived):
         for method, cells in (("mezo", told[label][:2]), ("svrg", told[label][2:])):
             own = runs[(runs["method"] == method) & (runs["changed"] == changed)]
             if own.empty:
-                assert cells in (["", ""], ["not run", ""]), label
+                made = (method, changed) in tried
+                assert cells in ([["no rate was stable", ""]] if made else [["", ""], ["not run", ""]]), label
                 continue
             score = of_a_problem(own, first)
             steps = "" if score == "no rate was stable" else f"{own['steps'].max():,.0f}"
