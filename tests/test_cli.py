@@ -287,6 +287,29 @@ def test_validate_finds_the_row_that_cannot_be_used(run_zofo, data_dir):
     assert "hint: " in err
 
 
+def test_a_column_that_is_named_for_these_rows_must_be_among_them(run_zofo, trained, tmp_path):
+    """Though another one has the name that it would get."""
+    rows = tmp_path / "rows.jsonl"
+    write_rows(rows, [{"text": one["sentence"], "label": "ab"[one["label"]]} for one in review_rows(40)])
+    code, _, err = run_zofo("validate", "--data", rows, "--text", "txet")
+    assert code == 2
+    assert "no row has a column 'txet', which was given for 'text'\nhint: did you mean 'text'?" in err
+    write_rows(rows, review_rows(4))
+    words = ("predict", trained, "--data", rows, "--out", tmp_path / "answers.csv")
+    code, _, err = run_zofo(*words, "--text", "senntence")
+    assert code == 2
+    assert "no row has a column 'senntence', which was given for 'sentence'\nhint: did you mean 'sentence'?" in err
+    assert run_zofo(*words)[0] == 0
+
+
+def test_a_folder_without_a_name_of_its_own_gets_a_hint_that_can_be_typed(run_zofo, given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_zofo("train", *given, "output_dir=.")
+    assert (code, err.splitlines()[-1]) == (2, "hint: name a new one: output_dir=runs/mine")
+    code, _, err = run_zofo("train", *given, "training.steps=1", "output_dir=/dev/null/run")
+    assert (code, err.splitlines()[-1]) == (2, "hint: a part of the path is a file: see where it leads (ls -l)")
+
+
 def test_copy_edit_and_validate(run_zofo, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run_zofo("copy", "movie-reviews", "mine.yaml")

@@ -64,6 +64,17 @@ def test_a_table_in_a_pipe_ends_its_lines_where_its_words_end(capsys):
     ]
 
 
+def test_a_pipe_that_is_closed_ends_a_verb_with_a_word_to_its_run():
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    console = Terminal()
+    console.file = Closed()
+    with pytest.raises(BrokenPipeError, match="nobody reads what it shows any more"):
+        console.say("a line")
+
+
 def test_styles_of_our_own_still_reach_it(monkeypatch):
     shown = io.StringIO()
     shown.isatty = lambda: True

@@ -6,6 +6,7 @@ All that the command line shows goes through here; what is written into files is
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -85,6 +86,11 @@ class Terminal(Console):
     @file.setter
     def file(self, new: IO[str]) -> None:
         Console.file.fset(self, new)  # type: ignore[attr-defined]
+
+    def on_broken_pipe(self) -> None:
+        """Raises BrokenPipeError, which ends a verb, where rich would leave the process with no word to a run."""
+        self.quiet = True
+        raise BrokenPipeError(errno.EPIPE, "nobody reads what it shows any more")
 
     def say(self, *parts: str | tuple[str, str]) -> None:
         """Show texts on one line, each of them as it is or with its style."""

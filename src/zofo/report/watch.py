@@ -52,7 +52,7 @@ def _status(run: ReportedRun) -> str:
     parts = [f"step {last['step'] + 1}" + (f" of {of}" if counted and of else ""), f"{name} {value:.4g}"]
     if scored := run.scores("validation"):
         score = scored[run.metric]
-        parts.append(f"{run.metric} {score:.4g}" if run.metric == "loss" else f"{run.metric} {100 * score:.1f} %")
+        parts.append(f"{run.metric} {score:.4g}" if run.metric == "loss" else f"{run.score_name} {100 * score:.1f} %")
     parts += [f"{last['queries']:,} queries", f"{last['seconds']:,.0f} s"]
     return ", ".join(parts)
 

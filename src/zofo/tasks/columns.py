@@ -64,11 +64,15 @@ def renamed(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
     return [Row(row.where, fields(row)) for row in rows]
 
 
-def check_present(rows: Sequence[Row], columns: Mapping[str, str], source: str) -> None:
-    """Raises DataError for a column that no row has, under its own name or the one that it gets."""
+def check_present(rows: Sequence[Row], columns: Mapping[str, str], source: str, typed: bool = False) -> None:
+    """Raises DataError for a column that no row has, under its own name or the one that it gets.
+
+    Args:
+        typed: whether they were named for these very rows, where a column that has the new name already is another one.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row.fields))
     for name, own in columns.items():
-        if own not in names and name not in names:
+        if own not in names and (typed or name not in names):
             near = nearest(own, names)
             guess = f"did you mean {near!r}? " if near else ""
             raise DataError(

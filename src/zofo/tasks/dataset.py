@@ -243,7 +243,7 @@ def _content(
 ) -> dict[str, Any]:
     """A task file's content for rows in a known format, or with a template and a label column."""
     if config.columns:
-        check_present(rows, config.columns, data)
+        check_present(rows, config.columns, data, typed=True)
         rows = renamed(rows, config.columns)
     named = config.verbalizers or ()
     if config.template is not None and config.label is not None:

@@ -97,7 +97,9 @@ def predict_file(
         _check_places(run, data, out, force)
         predictor = Predictor(run, variant, best, model, remote_code, lambda text: say(console, f"warning: {text}"))
         names = columns_in_file(predictor.task, {**(run.config.task.columns or {}), **(columns or {})})
-        work = _Work(predictor, out, read_file(data), _Added(predictor, prefix), names, console)
+        rows = read_file(data)
+        check_present(rows, columns_in_file(predictor.task, columns), str(data), typed=True)
+        work = _Work(predictor, out, rows, _Added(predictor, prefix), names, console)
         examples = work.checked_examples(data)
     size = batch_size or run.config.training.eval_batch_size
     asked = {"variant": variant, "best": best, "batch_size": size, "columns": names}

@@ -11,7 +11,7 @@ from typing import Any
 
 from zofo.backbone import selected
 from zofo.config import is_device
-from zofo.errors import RunError, ZofoError
+from zofo.errors import RunError, ZofoError, advice
 from zofo.filesystem import atomic_write_text, fsync, temp_path
 from zofo.models import quantized_as
 from zofo.noise import STREAM_VERSION
@@ -60,10 +60,11 @@ def create_run_folder(config: RunConfig) -> RunFolder:
         ended = f"its run has ended, and answers to zofo eval {path}; " if has_ended else ""
         raise RunError(
             f"the run folder {str(path)!r} exists, and a run never overwrites another",
-            f"{ended}choose another with output_dir={path}-2",
+            f"{ended}choose another with output_dir={path}-2" if path.name else "name a new one: output_dir=runs/mine",
         ) from error
     except (OSError, ValueError) as error:
-        raise RunError(f"cannot make the run folder {str(path)!r}: {error}") from error
+        hint = advice(getattr(error, "errno", None))
+        raise RunError(f"cannot make the run folder {str(path)!r}: {error}", hint) from error
     return RunFolder(path)
 
 
