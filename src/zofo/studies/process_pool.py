@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import Interrupted, NonFiniteError, RunError, ZofoError
+from zofo.filesystem import cannot_write
 from zofo.interpreters import begin_worker, safe_path, worker_context
 from zofo.studies.grid import execution_of
 from zofo.studies.result import Outcome, made_from
@@ -53,7 +54,7 @@ def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
         path.mkdir(parents=True, exist_ok=True)
         outcome.write(path)
     except OSError as error:
-        raise RunError(f"cannot write what came of a run into {str(path)!r}: {error}") from error
+        raise cannot_write(path, error, "what came of a run into") from error
 
 
 def _perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:

@@ -97,10 +97,8 @@ def predict_file(
         _check_places(run, data, out, force)
         predictor = Predictor(run, variant, best, model, remote_code, lambda text: say(console, f"warning: {text}"))
         names = columns_in_file(predictor.task, {**(run.config.task.columns or {}), **(columns or {})})
-        rows = read_file(data)
-        check_present(rows, columns_in_file(predictor.task, columns), str(data), typed=True)
-        work = _Work(predictor, out, rows, _Added(predictor, prefix), names, console)
-        examples = work.checked_examples(data)
+        work = _Work(predictor, out, read_file(data), _Added(predictor, prefix), names, console)
+        examples = work.checked_examples(data, columns or {})
     size = batch_size or run.config.training.eval_batch_size
     asked = {"variant": variant, "best": best, "batch_size": size, "columns": names}
     about = {
@@ -158,11 +156,13 @@ class _Work:
     names: Mapping[str, str]
     console: Console
 
-    def checked_examples(self, data: Path) -> list[Example]:
-        """The rows of a file as examples; a row that cannot be asked, or written as it is, is refused."""
+    def checked_examples(self, data: Path, typed: Mapping[str, str]) -> list[Example]:
+        """The rows of a file as examples; a row that cannot be asked, or written as it is, is refused, and so is a
+        column that is `typed` and is not there."""
         self.added.check_free(data, self.rows)
         self._bytes([row.fields for row in self.rows])
         needed = {name: own for name, own in self.names.items() if name in self.predictor.columns}
+        check_present(self.rows, columns_in_file(self.predictor.task, typed), str(data), typed=True)
         check_present(self.rows, needed, str(data))
         examples: list[Example] = []
         for row in renamed(self.rows, self.names):
