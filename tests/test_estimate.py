@@ -213,9 +213,14 @@ def test_a_recommendation_replaces_a_method_and_says_where_time_is_not_used(mode
         found = json.loads(shown)
         assert found["tree"]["method"]["name"] == "first-order"
         assert not {"population", "evaluator"} & found["tree"]["method"].keys()
+        assert (
+            f"{given[0]} was given, and is replaced by method=first-order, for the reason that follows"
+            in found["reasons"]
+        )
     assert "time is not known on CUDA: --time was not used" in found["reasons"]
     code, shown, _ = run_zofo(*asked, "method=first-order", "method.lr=0.5")
     assert json.loads(shown)["tree"]["method"]["lr"] == 0.5  # options of the same method stay
+    assert not any("is replaced" in reason for reason in json.loads(shown)["reasons"])
 
 
 def test_another_number_of_threads_is_said(config, monkeypatch):

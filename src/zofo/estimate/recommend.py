@@ -33,7 +33,7 @@ from zofo.estimate.machine import Machine, known_machine
 from zofo.estimate.report import RowSource, device_of
 from zofo.tasks import Split, Task, load_examples, resolve_task
 from zofo.training import RunConfig, read_config
-from zofo.trees import format_yaml, parse_yaml, set_by_path
+from zofo.trees import format_yaml, get_by_path, parse_yaml, set_by_path
 
 FEW = 16
 """Training rows below which examples in the prompt are what is left: nothing was measured to learn from fewer."""
@@ -188,6 +188,9 @@ def recommend(
     if (smaller := smaller_batch(length.plan, length.wanted)) < whole:
         fit, length = at(smaller)
         draft.reasons.append(f"batches of {smaller}: the time pays for few steps, and {whole} rows make fewer")
+    named, own = get_by_path(tree, "method.name"), fit.config.method.name
+    if named not in (None, own):
+        draft.reasons.append(f"method={named} was given, and is replaced by method={own}, for the reason that follows")
     _method(draft, fit, limit)
     _length(draft, facts, length, source.lengths)
     peak = fit.estimate.peak_bytes
