@@ -468,3 +468,18 @@ def test_the_table_of_one_setting_at_a_time(archived):
             score = of_a_problem(own, first)
             steps = "" if score == "no rate was stable" else f"{own['steps'].max():,.0f}"
             assert cells == [score, steps], label
+    chosen = whole[(whole["method"] == "svrg") & (whole["chosen"].astype(str) == "True")].drop_duplicates("changed")
+    largest = chosen["setting"].str.contains("lr_full=0.01").sum()
+    assert f"{largest} of the {len(chosen)} rows of SVRG" in re.sub(r"\s+", " ", PAGE)
+
+
+def test_the_table_of_learning_the_accuracy():
+    lines = read_lines("learning-accuracy.jsonl")
+    told = rows_under("## Learning the accuracy itself")
+    assert len(told) == len({line["queries"] for line in lines}) + 2
+    for queries in {line["queries"] for line in lines}:
+        some = sorted((line for line in lines if line["queries"] == queries), key=lambda line: line["seed"])
+        found = interval([100 * line["accuracy"] for line in some])
+        loss = (lambda line: f", {line['loss']:.3f}") if queries else (lambda line: "")
+        average = f"{found.mean:.1f}" + (f" ± {found.half:.1f} %" if queries else " %")
+        assert told[f"{queries:,}"] == [*(f"{100 * line['accuracy']:.1f} %{loss(line)}" for line in some), average]
