@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -12,7 +13,8 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError, DataError
 from zofo.noise import permutation
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.readers.row import Example, Row, normalized, question_of
+from zofo.tasks.readers.chat_rows import chat_example
+from zofo.tasks.readers.row import Example, Row, RowError, normalized, question_of, questions_of
 from zofo.tasks.task import SEPARATOR, SPLITS, Split, Task
 from zofo.tasks.tokenization_channel import in_channel
 
@@ -37,13 +39,19 @@ def divide(task: Task, origin: str, rows: Sequence[Row], config: TaskConfig) -> 
         )
     if len(wanted) == 1 and not given and task.splits[wanted[0]].size is None:
         return {wanted[0]: rows}
-    units = _units(task, rows, config)
+    known = _sizes(task, wanted, given, len(rows), 1)
+    most = min((known[split] for split in wanted if split != "train"), default=len(rows)) // 2
+    units, common = _units(task, rows, config, most if "train" in wanted else None)
     order = permutation(Key(config.split_seed, 0), f"splits/{origin}", len(units))
     drawn = [units[i] for i in order]
     if config.draw == "stratified":
         drawn = _interleaved(drawn, task.label)
     labels = len({_labels(unit, task.label) for unit in units}) if config.draw == "stratified" else 0
-    divided = _filled(drawn, _sizes(task, wanted, given, len(rows), labels), config.draw == "stratified")
+    sizes = _sizes(task, wanted, given, len(rows), labels)
+    divided = _filled(drawn, sizes, config.draw == "stratified") if not common else {}
+    if common:
+        order = permutation(Key(config.split_seed, 0), f"common/{origin}", len(common))
+        divided = _filled_with_common(drawn, [common[i] for i in order], sizes)
     if not all(divided.values()):
         alike = f" that ask only {len(units)} different things" if len(units) < len(rows) else ""
         allowed = ", or let splits share them with task.allow_overlap=true" if alike and not task.group else ""
@@ -84,6 +92,17 @@ def _filled(units: Sequence[Unit], sizes: dict[Split, int], each: bool) -> dict[
     return divided
 
 
+def _filled_with_common(
+    units: Sequence[Unit], common: Sequence[Unit], sizes: dict[Split, int]
+) -> dict[Split, Sequence[Row]]:
+    """As `_filled`, where only train may have the units in `common`: it is filled last, and has them as far as there is
+    room."""
+    scored_first = sorted(sizes, key=lambda split: split == "train")
+    divided = _filled(units, {split: sizes[split] for split in scored_first}, each=True)
+    more = _filled(common, {"train": sizes["train"] - len(divided["train"])}, each=False)["train"]
+    return {split: [*divided[split], *(more if split == "train" else ())] for split in sizes}
+
+
 def _interleaved(units: Sequence[Unit], label: str | None) -> list[Unit]:
     """Units reordered so that labels are evenly spread.
 
@@ -101,28 +120,78 @@ def _labels(unit: Unit, label: str | None) -> Hashable:
     return frozenset(_as_text(row.fields.get(label)) for row in unit) if label is not None else frozenset()
 
 
-def _units(task: Task, rows: Sequence[Row], config: TaskConfig) -> list[Unit]:
-    """Rows that are drawn together: connected by the same group or the same question.
+def _units(task: Task, rows: Sequence[Row], config: TaskConfig, most: int | None) -> tuple[list[Unit], list[Unit]]:
+    """Rows that are drawn together: connected by the same group, or by a question of one that another is trained on.
 
-    Rows ask the same where the columns that any prompt names are the same, normalised.
+    A row is scored on its own question alone, the last of its questions, so that no others connect. One that more than
+    `most` rows are trained on within longer chats, such as a greeting, connects none: rows of that question are never
+    scored.
+
+    Args:
+        most: None where no row is trained on.
+
+    Returns:
+        The units of all splits, and those that only train may have.
     """
-    keys: list[Callable[[Row], Hashable]] = []
-    if task.group:
-        keys.append(lambda row: ("group", str(row.fields.get(task.group[0]))))
+    asked: list[list[Hashable]] = [[] for _ in rows]
     if config.draw == "stratified" and not config.allow_overlap:
-        columns = [column for column in task.asked_columns if column != task.label]
-        keys.append(lambda row: ("asks", tuple(_as_text(row.fields.get(column)) for column in columns)))
+        asked = _asked(task, rows, every=config.trained_turns != "last", earlier=most is not None)
+    own = {questions[-1] for questions in asked if questions}
+    within = Counter(one for questions in asked for one in questions[:-1] if one in own)
+    common = {one for one, count in within.items() if most is not None and count > most}
+    keys: list[list[Hashable]] = []
+    for row, questions in zip(rows, asked, strict=True):
+        group = [("group", (str(row.fields.get(task.group[0])),))] if task.group else []
+        keys.append([*group, *(one for one in questions if one in own and one not in common)])
+    alone = {id(row) for row, questions in zip(rows, asked, strict=True) if questions and questions[-1] in common}
+    parts: tuple[list[Unit], list[Unit]] = [], []
+    for unit in _connected(rows, keys):
+        parts[any(id(row) in alone for row in unit)].append(unit)
+    return parts
+
+
+def _asked(task: Task, rows: Sequence[Row], every: bool, earlier: bool) -> list[list[Hashable]]:
+    """What each row is trained to answer, normalised, its own question as the last.
+
+    Two ask the same where the columns that any prompt names are the same, less the final answer of a chat.
+
+    Args:
+        every: whether chats end with their last answer that is trained; else with their last answer.
+        earlier: whether earlier answers of chats are trained, too, where `every` is.
+    """
+    columns = [column for column in task.asked_columns if column != task.label]
+    asked: list[list[Hashable]] = []
+    for row in rows:
+        chat = _chat(task, row) if every and task.messages is not None else None
+        if chat is None:
+            chat = [tuple(_as_text(row.fields.get(column)) for column in columns)]
+        asked.append(chat if earlier else chat[-1:])
+    return asked
+
+
+def _chat(task: Task, row: Row) -> list[Hashable] | None:
+    """The questions of a chat; None for a mistake in it, which is named where the row is rendered."""
+    for right in (True, False):
+        try:
+            return questions_of(chat_example(task.name, str(task.messages), row.fields, right), False)
+        except RowError:
+            continue
+    return None
+
+
+def _connected(rows: Sequence[Row], keys: Sequence[Sequence[Hashable]]) -> list[Unit]:
+    """Rows in units: those that share a key, directly or through others."""
     units: list[Unit] = []
     place: dict[Hashable, int] = {}  # of each key, its unit
     joined: list[int] = []  # of each unit, one that it is joined with, or itself
 
     def root(number: int) -> int:
         while joined[number] != number:
+            joined[number] = joined[joined[number]]
             number = joined[number]
         return number
 
-    for row in rows:
-        own = [key(row) for key in keys]
+    for row, own in zip(rows, keys, strict=True):
         known = sorted({root(place[key]) for key in own if key in place})
         if not known:
             known = [len(units)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 from zofo.errors import ConfigError, DataError, ZofoError
@@ -16,7 +16,7 @@ from zofo.tasks.multi_task import (
     task_inputs,
     tasks_of,
 )
-from zofo.tasks.readers.row import Example
+from zofo.tasks.readers.row import Example, questions_of
 from zofo.tasks.task import SPLITS, Split, task_content
 
 _INSTEAD = "take a run that was not trained on it"
@@ -58,16 +58,18 @@ def check_not_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, score
 
 
 def trained_on_notes(trained: TaskConfig, examples: Mapping[Split, Sequence[Example]], run: str) -> list[str]:
-    """What to say of validation and test rows whose prompts a run that is started from was trained on, as where another
-    `split_seed` draws the splits, or that its rows cannot be read any more; nothing of a run on several tasks."""
+    """What to say of validation and test rows whose questions a run that is started from was trained on, as where
+    another `split_seed` draws the splits, or that its rows cannot be read any more; nothing of a run on several
+    tasks."""
     if trained.several:
         return []
     try:
-        known = {one.prompt.strip() for one in load_task_examples(resolve_task(trained), trained, ["train"])["train"]}
+        rows_of_train = load_task_examples(resolve_task(trained), trained, ["train"])["train"]
     except ZofoError as error:
         return [f"it is not known whether {run} was trained on rows that are scored here: {error.message}"]
+    known = {question for one in rows_of_train for question in _questions(one)}
     shared = {
-        split: sum(one.prompt.strip() in known for one in rows) for split, rows in examples.items() if split != "train"
+        split: sum(_questions(one)[-1] in known for one in rows) for split, rows in examples.items() if split != "train"
     }
     parts = [f"{count} of {len(examples[split])} rows of {split}" for split, count in shared.items() if count]
     if not parts:
@@ -76,6 +78,11 @@ def trained_on_notes(trained: TaskConfig, examples: Mapping[Split, Sequence[Exam
         f"warning: {run} was trained on {' and '.join(parts)}, whose scores say less for that: "
         f"task.split_seed={trained.split_seed} splits the same rows as it did"
     ]
+
+
+def _questions(example: Example) -> list[Hashable]:
+    """What an example is trained to answer, its own question as the last."""
+    return questions_of(example, False) if example.messages else [example.prompt.strip()]
 
 
 def _tested(asked: TaskConfig, scored: bool) -> Mapping[str, Mapping[str, str]]:

@@ -12,7 +12,7 @@ from zofo.errors import DataError
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.prompt_rendering import label_of, render
 from zofo.tasks.readers.formats import single_label_error
-from zofo.tasks.readers.row import Example, Row, question_of
+from zofo.tasks.readers.row import Example, Row, questions_of, turns_asked
 from zofo.tasks.readers.sources import has_split
 from zofo.tasks.task import SPLITS, Split, Task
 from zofo.tasks.tokenization import TokenizedChoices
@@ -100,7 +100,8 @@ def readable_splits(task: Task, config: TaskConfig) -> list[Split]:
 
 
 def repeat_notes(examples: Mapping[Split, Sequence[Example]], generation: bool) -> list[str]:
-    """Notes on rows that ask what an earlier row of their split asks, and on rows of validation and test in train.
+    """Notes on rows that ask what an earlier row of their split asks, and on rows of validation and test in train, or
+    that ask for an earlier answer of one.
 
     Args:
         examples: of each split, without demonstrations.
@@ -108,26 +109,33 @@ def repeat_notes(examples: Mapping[Split, Sequence[Example]], generation: bool) 
     """
     notes: list[str] = []
     trained: dict[Hashable, Example] = {}
+    within: dict[Hashable, Example] = {}  # of questions of earlier answers
     for split in (split for split in SPLITS if split in examples):
         first: dict[Hashable, Example] = {}
-        repeated: list[tuple[Example, Example]] = []
-        known: list[tuple[Example, Example]] = []
+        repeated, known, inside = (list[tuple[Example, Example]]() for _ in range(3))
         for one in examples[split]:
-            question = question_of(one, not generation)
+            *others, question = questions_of(one, not generation)
             earlier = first.setdefault(question, one)
             if earlier is not one:
                 repeated.append((one, earlier))
-            if question in trained:
+            if split == "train":
+                within.update(dict.fromkeys(others, one))
+            elif question in trained:
                 known.append((one, trained[question]))
+            elif question in within:
+                inside.append((one, within[question]))
         trained = first if split == "train" else trained
         contradicting = [(one, earlier) for one, earlier in repeated if _right(one) != _right(earlier)]
-        others = f", {len(contradicting)} of them with another answer" if contradicting else ""
+        more = f", {len(contradicting)} of them with another answer" if contradicting else ""
         rows = f"of {len(examples[split])} rows of {split}"
         if repeated:
             shown = _pair(*(contradicting or repeated)[0])
-            notes.append(f"{len(repeated)} {rows} ask what an earlier row asks{others} ({shown})")
+            notes.append(f"{len(repeated)} {rows} ask what an earlier row asks{more} ({shown})")
         if known:
             notes.append(f"{len(known)} {rows} are in train, too ({_pair(*known[0])})")
+        if inside:
+            what = f"for an earlier answer of a longer row of train ({_pair(*inside[0])})"
+            notes.append(f"{len(inside)} {rows} ask {what}; task.trained_turns=last trains none of these")
     return notes
 
 
@@ -148,11 +156,11 @@ def check_test_rows(task: Task, examples: Mapping[Split, Sequence[Example]]) -> 
         return
     with_options = task.kind != "generation"
 
-    def asked(one: Example) -> tuple[object, ...]:
-        return one.prompt, one.texts, one.messages, one.candidates if with_options else ()
+    def asked(one: Example) -> list[tuple[object, ...]]:
+        return [(one.prompt, one.texts, turns, one.candidates if with_options else ()) for turns in turns_asked(one)]
 
-    seen = {asked(one): one for split in SPLITS[:2] for one in examples.get(split, ())}
-    same = [(one, seen[key]) for one in examples["test"] if (key := asked(one)) in seen]
+    seen = {key: one for split in SPLITS[:2] for one in examples.get(split, ()) for key in asked(one)}
+    same = [(one, seen[key]) for one in examples["test"] if (key := asked(one)[-1]) in seen]
     if same:
         row, known = same[0]
         raise DataError(

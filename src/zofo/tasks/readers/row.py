@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -321,10 +322,29 @@ def question_of(example: Example, with_candidates: bool) -> Hashable:
         example: without demonstrations.
         with_candidates: whether candidates belong to the question; those of a generation hold its answer.
     """
-    turns = tuple((role, normalized(content), *others) for role, content, *others in example.messages)
-    texts = tuple(normalized(text) for text in example.texts)
-    candidates = tuple(sorted(normalized(text) for text in example.candidates)) if with_candidates else ()
-    return normalized(example.prompt), turns, texts, candidates
+    return questions_of(example, with_candidates)[-1]
+
+
+def questions_of(example: Example, with_candidates: bool) -> list[Hashable]:
+    """What an example is trained to answer, as `question_of` gives it: of a chat, the questions of its earlier answers
+    that are trained, too; and its own as the last."""
+    prompt, texts = normalized(example.prompt), tuple(map(normalized, example.texts))
+    candidates = tuple(sorted(map(normalized, example.candidates))) if with_candidates else ()
+    return [(prompt, turns, texts, candidates) for turns in turns_asked(example, normalized)]
+
+
+def turns_asked(example: Example, form: Callable[[str], str] = str) -> list[bytes]:
+    """The turns before each answer of a chat that is trained, in order, as digests: the same for the same turns.
+
+    Args:
+        form: in which contents are compared.
+    """
+    found, so_far = [], b""
+    for place, (role, content, *others) in enumerate(example.messages):
+        if place and place in example.trained_turns:
+            found.append(so_far)
+        so_far = blake2b(so_far + repr((role, form(content), *others)).encode(), digest_size=16).digest()
+    return [*found, so_far]
 
 
 def check_columns(name: str, columns: Iterable[str], fields: Mapping[str, Any]) -> None:
