@@ -107,6 +107,18 @@ def test_rows_that_differ_after_the_last_trained_answer_are_in_one_split(tmp_pat
     assert sum(map(len, examples.values())) == 48
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_row_joins_conversations_that_have_nothing_else_in_common(tmp_path, seed):
+    rows = []
+    for number in range(16):
+        whole = talk(number, 2)
+        second = [whole[0], said("answer 0", weight=0), *whole[2:]]
+        rows += [whole[:2], second, whole, [*second, asked("why ?"), said("well", weight=0)]]
+    examples = drawn(tmp_path / "chats.jsonl", rows, split_seed=seed)
+    assert not leaked(examples)
+    assert sum(map(len, examples.values())) == 64
+
+
 def test_files_of_their_own_say_how_many_rows_are_trained_within_longer_ones(tmp_path):
     folder = tmp_path / "own"
     folder.mkdir()

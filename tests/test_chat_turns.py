@@ -15,7 +15,7 @@ from test_chats import ANSWER, ASKED, CALL, CHATML, CONTROL, LLAMA_2, LLAMA_3, N
 from zofo.backbone import Backbone
 from zofo.displacement import Displacement, Key
 from zofo.errors import DataError
-from zofo.estimate import estimate_run
+from zofo.estimate import RowSource, dry_run, estimate_run
 from zofo.evaluators import InForward, InPlace
 from zofo.noise import LowRank
 from zofo.objectives import Generation, token_loss
@@ -445,3 +445,23 @@ def test_an_estimate_counts_the_logits_of_every_answer_in_a_step_and_of_the_last
     assert found["auto"][0].peak_bytes > found["last"][0].peak_bytes
     assert found["auto"][0].seconds > found["last"][0].seconds
     assert [one.evaluation for one in found["auto"]] == [one.evaluation for one in found["last"]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_longer_rows_of_one_answer_do_not_hide_the_logits_of_conversations(chats, tmp_path, batch_size):
+    path = tmp_path / "chats.jsonl"
+    talk = [turn for n in range(6) for turn in (asked(f"film {n} ?"), said("a joy"))]
+    talks = [{"messages": [asked(f"the film {n} ?"), said("warm"), *talk]} for n in range(10, 22)]
+    single = [{"messages": [asked(f"film {n} " + "and the end " * 34), said("dull")]} for n in range(10, 22)]
+    found = {}
+    for name, rows in {"talks": talks, "single": single, "both": talks + single}.items():
+        write_rows(path, rows)
+        keys = [*chats, "method=mezo", f"method.batch_size={batch_size}", "training.eval_batch_size=1"]
+        config = read_config(None, [*keys, "task.max_new_tokens=3"])
+        lengths = RowSource(config).lengths
+        found[name] = estimate_run(config, device="cpu", beside=False).configured.peak_bytes, lengths[-1]
+    assert found["talks"][1] < found["single"][1] == found["both"][1]
+    assert found["talks"][0] > found["single"][0]
+    assert found["both"][0] >= found["talks"][0]
+    dry = dry_run(config)
+    assert dry.estimate.peak_bytes >= found["talks"][0]

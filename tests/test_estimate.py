@@ -25,12 +25,14 @@ from zofo.estimate import (
     recommend,
 )
 from zofo.estimate.budget import FEW_ROWS, Costs, Wanted, about_few, check_enough, share_out, smaller_batch
-from zofo.estimate.dry_run import _of_longest
+from zofo.estimate.dry_run import _of_heaviest, _Step
 from zofo.estimate.fit import parse_seconds
 from zofo.estimate.ledger import trace
 from zofo.estimate.machine import PACKAGED
+from zofo.estimate.step import fillings, heaviest
 from zofo.methods import MethodConfig, TrainingContext
 from zofo.models import ModelConfig, load_model, load_on_meta, plain_tensors, weight_bytes
+from zofo.tasks import TokenizedChoices, collate
 from zofo.training import issue_report, read_config
 from zofo.trees import parse_override, set_by_path
 
@@ -196,12 +198,35 @@ def test_a_dry_run_has_all_rows_and_refuses_what_train_would(model_folder, rows,
         dry_run(of())
 
 
-def test_batches_of_a_dry_run_hold_the_longest_rows():
-    context = TrainingContext(torch.nn.Identity(), None, ["a", "bbb", "cc"], list)
-    both = replace(context, by_objective=lambda name: context)
-    made = _of_longest(both, sorted(context.examples, key=len, reverse=True))
+def rows_of(*sizes):
+    """Examples of these numbers of tokens and of scored ones."""
+    return [TokenizedChoices(((1,) * tokens,), (scored,), 0) for tokens, scored in sizes]
+
+
+def test_batches_of_a_dry_run_hold_the_longest_row_and_the_one_with_the_most_logits():
+    short, long, answers, middle = rows_of((5, 1), (9, 2), (7, 6), (8, 2))
+    context = TrainingContext(torch.nn.Identity(), None, [short, long, answers, middle], list)
+    both, step = replace(context, by_objective=lambda name: context), _Step()
+    made = _of_heaviest(both, heaviest(context.examples, 4), step)
     assert made.examples == context.examples
-    assert made.collate(["a", "cc"]) == made.by_objective("reward").collate(["a", "cc"]) == ["bbb", "cc"]
+    assert made.collate([short, short]) == made.by_objective("reward").collate([short, short]) == [long, answers]
+    assert made.collate([short] * 4) == [long, answers, middle, short]
+    assert made.collate([short]) == [answers]
+    step.number = 1
+    assert made.collate([short]) == [long]
+    assert made.collate([short] * 3) == [long, answers, middle]
+
+
+def test_the_heaviest_rows_are_the_longest_and_the_one_that_keeps_most():
+    long, other, answers = rows_of((9, 2), (9, 3), (7, 6))
+    assert heaviest([long, answers, other], 1) == [other, answers]
+    assert fillings([other, answers], 1) == [[other], [answers]]
+    assert fillings([other, answers], 2) == [[other, answers]]
+    assert heaviest([long, other], 1) == [other]
+    assert fillings([other, long], 1) == [[other, long]]
+    earlier = replace(long, earlier=((2, 4), (5, 6)))
+    assert (earlier.kept, earlier.last_only().kept) == (7, 2)
+    assert collate([earlier, other], 0, torch.device("cpu")).logits_to_keep == 7
 
 
 def test_a_recommendation_replaces_a_method_and_says_where_time_is_not_used(model_folder, rows, run_zofo, monkeypatch):

@@ -13,7 +13,7 @@ from zofo.errors import ConfigError
 from zofo.estimate.budget import clock
 from zofo.estimate.machine import known_machine
 from zofo.estimate.report import device_of
-from zofo.estimate.step import Rows, StepEstimate, estimate_step, known_passes
+from zofo.estimate.step import Rows, StepEstimate, estimate_step, fillings, heaviest, known_passes
 from zofo.methods import METHODS, TrainingContext
 from zofo.models import load_on_meta
 from zofo.models.quantization import release_memory
@@ -29,7 +29,7 @@ class DryRun:
     Args:
         peak_bytes: the most memory from the check of the model to the step.
         seconds: of the step; on the CPU less what the processor did for others.
-        examples: to train on, of which each batch held the longest.
+        examples: to train on, of which each batch held the longest and that with the most logits.
         machine: whose constants the estimate is by, in words.
     """
 
@@ -47,7 +47,8 @@ def dry_run(
     reward: Any | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> DryRun:
-    """Load and check all that a run would, and make one step on the longest rows, after one that is not counted.
+    """Load and check all that a run would, and make one step on the rows of the most memory, after one that is not
+    counted.
 
     Nothing is written: there is no run folder, and the model that was moved is let go.
 
@@ -66,9 +67,9 @@ def dry_run(
     prepared = prepare_run(config, remote_code, ("train", *scored))
     rewards = None if reward is None else as_rewards(reward)
     context = training_context(config, prepared, rewards)
-    examples = sorted(context.examples, key=lambda one: -one.length)
+    examples, step = heaviest(context.examples, len(context.examples)), _Step()
     if not config.task.several:  # of which a step needs rows of each
-        context = _of_longest(context, examples)
+        context = _of_heaviest(context, examples, step)
     losses, seconds = list[float](), list[float]()
     device = prepared.loaded.device
     release_memory()
@@ -79,8 +80,9 @@ def dry_run(
         try_parts(config, context, method, steps, rewards, on_progress)
         for number in range(2):
             on_progress(("a first step, in which buffers are made", "the step")[number])
-            since, step = clock(), functools.partial(method.step, number)
-            wall = timed(lambda step=step: losses.append(step().loss), device)  # type: ignore[misc]
+            step.number = number
+            since, made = clock(), functools.partial(method.step, number)
+            wall = timed(lambda made=made: losses.append(made().loss), device)  # type: ignore[misc]
             seconds.append(since() if device.type == "cpu" else wall)
 
     peak = peak_of(work, device)
@@ -97,11 +99,24 @@ def dry_run(
     return DryRun(estimate, peak, seconds[-1], losses[-1], len(examples), machine.described)
 
 
-def _of_longest(context: TrainingContext, longest: Sequence[Any]) -> TrainingContext:
-    """A context of all rows, in which each batch holds the `longest` in place of those that were drawn."""
+@dataclass
+class _Step:
+    """Which of two steps is made."""
+
+    number: int = 0
+
+
+def _of_heaviest(context: TrainingContext, heavy: Sequence[Any], step: _Step) -> TrainingContext:
+    """A context of all rows, in which each batch holds the first of `heavy` in place of those that were drawn; a batch
+    of one in the first step that with the most logits, and in the second, which is timed, the longest."""
     collate, by_objective = context.collate, context.by_objective
+
+    def filled(drawn: Sequence[Any]) -> Any:
+        some = fillings(heavy, len(drawn))
+        return collate((some[0] if step.number else some[-1])[: len(drawn)])
+
     return replace(
         context,
-        collate=lambda drawn: collate(longest[: len(drawn)]),
-        by_objective=None if by_objective is None else lambda name: _of_longest(by_objective(name), longest),
+        collate=filled,
+        by_objective=None if by_objective is None else lambda name: _of_heaviest(by_objective(name), heavy, step),
     )

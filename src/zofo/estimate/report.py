@@ -15,7 +15,7 @@ from zofo.config import parse_model
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.estimate.budget import clock
 from zofo.estimate.machine import Machine, known_machine
-from zofo.estimate.step import Rows, StepEstimate, estimate_step, known_passes
+from zofo.estimate.step import Rows, StepEstimate, estimate_step, heaviest, known_passes
 from zofo.methods import METHODS, MethodConfig, TrainingContext
 from zofo.models import LoadedModel, ModelConfig, load_on_meta
 from zofo.objectives import classification_loss, token_loss
@@ -36,6 +36,7 @@ BESIDE: Mapping[str, str] = {
 """What stands beside a configuration, and what `zofo bench memory` calls it."""
 TOKENS = 256
 """Of an example whose length is not known."""
+_ALIKE = 1.1  # times as many tokens
 _SHAPE_ROWS = 1000  # training rows of a task that is not known
 
 
@@ -133,14 +134,13 @@ class RowSource:
         alone = config.model_copy(update={"training": config.training.model_copy(update={"kl_beta": 0.0})})
         context = training_context(alone, replace(self._prepared, loaded=loaded))
         examples = sorted(context.examples, key=lambda one: -one.length)
-        longest = examples[:size]
-        if examples[0].length <= 1.1 * examples[-1].length:
-            return context, Rows(longest, longest, self.training)
-        batch = config.method.batch_size
-        usual = len(examples) // (batch + 1)  # where the longest of so many rows is expected
-        mean = sum(one.length for one in examples) / len(examples)
-        middle = next(place for place, one in enumerate(examples) if one.length <= mean)
-        return context, Rows(longest, _from(examples, usual, size), self.training, _from(examples, middle, size))
+        last = sorted((one.last_only() for one in examples), key=lambda one: -one.length)
+        memory, evaluated = heaviest(examples, size), heaviest(last, size)
+        usual = len(examples) // (config.method.batch_size + 1)  # where the longest of so many rows is expected
+        mean = sum(one.length for one in last) / len(last)
+        middle = next(place for place, one in enumerate(last) if one.length <= mean)
+        time = memory if _alike(examples) else _from(examples, usual, size)
+        return context, Rows(memory, time, self.training, evaluated, () if _alike(last) else _from(last, middle, size))
 
     def _random(self, loaded: LoadedModel, size: int) -> tuple[TrainingContext, Rows]:
         tokens, meta = self._tokens, torch.device("meta")
@@ -166,6 +166,12 @@ class RowSource:
             examples = random_examples(text.vocab_size, StepOptions(examples=size, tokens=max(1, tokens - 1)))
         context = TrainingContext(loaded.model, objective, examples, make)
         return context, Rows(examples, examples, self.training)
+
+
+def _alike(examples: Sequence[Any]) -> bool:
+    """Whether all take about as much: by their tokens, and by the positions whose logits are kept."""
+    counts = [one.length for one in examples], [one.kept for one in examples]
+    return all(max(some) <= _ALIKE * min(some) for some in counts)
 
 
 def _from(examples: Sequence[Any], place: int, size: int) -> Sequence[Any]:

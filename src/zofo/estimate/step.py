@@ -65,17 +65,41 @@ class Rows:
     """The examples of a step.
 
     Args:
-        memory: the longest first, by which memory is estimated.
+        memory: those of the most memory, as `heaviest` gives them.
         time: as long as the longest of a batch usually is, to which all of it are padded; by these time is.
         training: how many there are to train on.
+        evaluated: as `memory`, with their last answers alone; empty for those of `memory`.
         scored: of the mean length, by which the time of an evaluation is, whose batches hold rows of like lengths;
-            None for `time`.
+            empty for `evaluated`.
     """
 
     memory: Sequence[Any]
     time: Sequence[Any]
     training: int
-    scored: Sequence[Any] | None = None
+    evaluated: Sequence[Any] = ()
+    scored: Sequence[Any] = ()
+
+
+def heaviest(examples: Sequence[Any], size: int) -> list[Any]:
+    """So many of the longest examples, the second of them the one with the most logits, where that is not the first.
+
+    A batch is padded to its longest example, and keeps logits of as many positions as the example that needs most.
+    """
+    longest = sorted(examples, key=lambda one: (-one.length, -one.kept))
+    most = max(longest, key=lambda one: one.kept)
+    first = longest[:1] if most.kept == longest[0].kept else [longest[0], most]
+    used = {id(one) for one in first}
+    return [*first, *(one for one in longest if id(one) not in used)][: max(size, len(first))]
+
+
+def fillings(heavy: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """What a batch of so many examples is filled with where it may take the most memory.
+
+    Args:
+        heavy: as `heaviest` gives them. A batch of one holds the longest, or that with the most logits.
+    """
+    both = len(heavy) > 1 and heavy[1].kept > heavy[0].kept
+    return [heavy[:1], heavy[1:2]] if both and size == 1 else [heavy]
 
 
 def estimate_step(
@@ -122,10 +146,10 @@ def estimate_step(
         moments.append(of_check(model, machine.check_kept if device == "cpu" else 0.0))
     each: Work | None = None
     if evaluated:
-        longest, alike = ([one.last_only() for one in some] for some in (rows.memory, rows.scored or rows.time))
-        found = traced(Pass(evaluated), longest)
-        moments.append(of_pass("evaluation", found, False, shares))
-        usual = found if alike == longest else traced(Pass(evaluated), alike)
+        longest = rows.evaluated or [one.last_only() for one in rows.memory]
+        found = [traced(Pass(evaluated), some) for some in fillings(longest, evaluated)]
+        moments += [of_pass("evaluation", one, False, shares) for one in found]
+        usual = traced(Pass(evaluated), rows.scored) if rows.scored else found[0]
         each = usual.work * (1 / evaluated)
     copies = max(one.copies for one in passes) * sum(one.numel() * 4 for one in theta)
     sets = 1 if adapters is None else len(adapters.names)
@@ -183,13 +207,13 @@ def _of_passes(
     shares: tuple[float, float],
     theta: Sequence[nn.Parameter],
 ) -> tuple[list[Moment], Work]:
-    """The largest moment of each pass, on the longest rows; and the work of all, on rows of the usual length."""
+    """The moments of each pass, on the rows of the most memory; and the work of all, on rows of the usual length."""
     moments, work = list[Moment](), Work()
     for one in passes:
-        found = traced(one, rows.memory)
+        found = [traced(one, some) for some in fillings(rows.memory, one.examples)]
         name = "forward and backward" if one.gradient else "forward"
-        moments.append(of_pass(name, found, one.gradient is not None, shares))
-        usual = found if rows.time is rows.memory else traced(one, rows.time)
+        moments += [of_pass(name, each, one.gradient is not None, shares) for each in found]
+        usual = found[0] if rows.time is rows.memory else traced(one, rows.time)
         work = work + usual.work * one.times + _of_sweeps(one, theta) * (one.sweeps * one.times)
     return moments, work
 

@@ -52,6 +52,13 @@ class TokenizedChoices:
         return max(map(len, self.rows))
 
     @property
+    def kept(self) -> int:
+        """How many positions have logits that are kept: from the first that predicts a scored token on. A batch keeps
+        the most that any of its examples does, of each."""
+        earlier = [len(self.rows[0]) - start for start, _ in self.earlier[:1]]
+        return max([*earlier, *self.scored])
+
+    @property
     def prompt(self) -> tuple[int, ...]:
         """The tokens before the candidate that is trained on."""
         row = self.rows[self.gold]

@@ -33,6 +33,11 @@ class _OneText:
         """Tokens of the text."""
         return len(self.tokens)
 
+    @property
+    def kept(self) -> int:
+        """How many positions have logits that are kept; a head on top has none."""
+        return 0
+
     def last_only(self) -> Any:
         """The example itself: it has one answer."""
         return self
@@ -59,6 +64,11 @@ class TokenizedCloze(_OneText):
     def ids(self) -> set[int]:
         """All of its tokens, those of the candidates with them."""
         return {*self.tokens, *self.targets}
+
+    @property
+    def kept(self) -> int:
+        """How many positions have logits that are kept: from the mask on."""
+        return len(self.tokens) - self.place
 
 
 @dataclass(frozen=True)
