@@ -348,7 +348,8 @@ def test_a_run_trains_every_answer_and_scores_the_last(chats, tmp_path, method):
     assert scores[0] == scores[1]
 
 
-def test_a_run_of_before_trained_the_last_answer_goes_on_and_is_scored_as_it_was(chats, tmp_path):
+@pytest.mark.parametrize("typed", ["its configuration", "the same command"])
+def test_a_run_of_before_trained_the_last_answer_goes_on_and_is_scored_as_it_was(chats, tmp_path, typed):
     keys = [*chats, "method=mezo", "method.batch_size=4", "training.steps=4", "training.save_steps=2"]
     keys += ["task.trained_turns=last", "task.max_new_tokens=3"]
     run = train(read_config(None, [*keys, f"output_dir={tmp_path / 'now'}"]))
@@ -363,7 +364,13 @@ def test_a_run_of_before_trained_the_last_answer_goes_on_and_is_scored_as_it_was
     assert RunFolder.open(then).config.task.trained_turns == "last"
     assert evaluate_run(run.path) == evaluate_run(then)
     (then / "summary.json").unlink()  # as if it had been killed before its end
-    again = train(read_config(then / "config.yaml"))
+    same = [key for key in keys if "trained_turns" not in key]
+    again = train(
+        read_config(then / "config.yaml")
+        if typed == "its configuration"
+        else read_config(None, [*same, f"output_dir={then}"])
+    )
+    assert again.path == then
     assert again.summary["backbone"] == run.summary["backbone"]
     assert losses_of(again) == losses_of(run)
     # a configuration that is no run's means what is so today

@@ -378,13 +378,15 @@ def test_a_policy_gradient_of_trl_is_refused_unless_its_loss_is_another(built, t
         Valued(plain.model, args=plain.args)
 
 
-def test_only_trainers_that_reward_their_texts_are_refused_and_one_with_its_own_loop_ends_at_its_first_step(
-    built, trainers, monkeypatch
+@pytest.mark.parametrize("name", ["trl.DistillationTrainer", "trl.experimental.a2po.A2POTrainer"])
+def test_a_trainer_whose_loss_follows_the_weights_is_taken_though_it_draws_or_rewards_texts(
+    built, trainers, monkeypatch, name
 ):
-    base, plain = pytest.importorskip("trl").DistillationTrainer, built()
+    module, _, kind = name.rpartition(".")
+    base, plain = getattr(pytest.importorskip(module), kind), built()
 
     class Mine(trainers.ZerothOrderMixin, base):
-        """Whose loss, a distance of distributions, follows the weights."""
+        """Whose loss is a distance of distributions, or of a log-ratio from a reward."""
 
     def reached(self, model, args):
         raise LookupError
@@ -392,6 +394,10 @@ def test_only_trainers_that_reward_their_texts_are_refused_and_one_with_its_own_
     monkeypatch.setattr(base, "__init__", reached)
     with pytest.raises(LookupError):
         Mine(plain.model, args=plain.args)
+
+
+def test_a_trainer_with_its_own_loop_ends_at_its_first_step(built, trainers):
+    plain = built()
 
     class Looping(trainers.ZerothOrderTrainer):
         def _inner_training_loop(self, *_args, **_more):

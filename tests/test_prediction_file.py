@@ -379,3 +379,17 @@ def test_at_a_terminal_a_turn_that_cannot_be_asked_does_not_end_a_chat(run_zofo,
     assert "what you said" in err
     assert "/new begins again" in err
     assert len(out.splitlines()) == 1
+
+
+def test_at_a_terminal_a_person_leaves_a_chat_by_ctrl_c(run_zofo, home, monkeypatch):
+    class Typed(io.StringIO):
+        def isatty(self):
+            return True
+
+        def readline(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Typed())
+    code, out, err = run_zofo("chat", home / "runs" / "chat")
+    assert (code, out) == (0, "")
+    assert "stopped" not in err

@@ -24,6 +24,7 @@ from zofo.methods import METHODS
 from zofo.tasks import packaged_text
 from zofo.training import RunFolder, TaskEvaluator, read_config, train
 from zofo.training.checkpoint import Checkpoints, damage_of
+from zofo.training.resume import find_resumable_run
 from zofo.training.signals import Signals
 
 STEPS = 12
@@ -713,6 +714,23 @@ def test_a_process_may_be_stopped_at_any_time(tmp_path, model_folder, number, co
     whole = contents(tmp_path / "whole")
     for lines in tries(random.Random(0).sample(range(1, 100), 20)):
         assert check_signal(tmp_path, model_folder, f"stopped-{lines}", lines, number, code) == whole
+
+
+@pytest.mark.parametrize(("turns", "goes_on"), [("auto", True), ("last", True), ("all", False)])
+def test_a_run_that_was_begun_before_a_key_was_there_goes_on_by_the_same_command(configured, turns, goes_on):
+    config = configured("first-order")
+    stopped_at(config, 2)
+    for name, read in (("config.yaml", yaml.safe_load), ("environment.json", json.loads)):
+        content = read((config.output_dir / name).read_text(encoding="utf-8"))
+        del content.get("configuration", content)["task"]["trained_turns"]
+        (config.output_dir / name).write_text(json.dumps(content), encoding="utf-8")
+    task = config.task.model_copy(update={"trained_turns": turns})
+    given = config.model_copy(update={"task": task})
+    if goes_on:
+        assert find_resumable_run(given).as_begun(given).task.trained_turns == "last"
+    else:
+        with pytest.raises(RunError, match=r"has task.trained_turns = 'last', not 'all'"):
+            find_resumable_run(given)
 
 
 def test_checkpoints_of_a_finished_save_are_whole(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +69,7 @@ def predict(
         answer_texts(run, texts or [], as_json, **options)
 
 
-@commands.command()
+@commands.command(saves=True)
 def chat(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     system: Annotated[
@@ -95,14 +95,18 @@ def chat(
     if not conversation.remembers:
         err.say("this run was not trained on chats: each text is asked by itself")
     if talking:
-        err.say("type a text; /new begins again, /exit or Ctrl-D ends")
-    while text := next_text(talking):
-        if text == "/exit":
-            break
+        err.say("type a text; /new begins again, /exit, Ctrl-C or Ctrl-D ends")
+    with suppress(KeyboardInterrupt) if talking else nullcontext():  # a person leaves by it
+        _talk(conversation, talking)
+
+
+def _talk(conversation: Any, talking: bool) -> None:
+    """Answer turn by turn until there is none, or the person leaves."""
+    while (text := next_text(talking)) not in ("", "/exit"):
         if text == "/new":
             conversation.restart()
-            continue
-        answer_turn(conversation, text, talking)
+        else:
+            answer_turn(conversation, text, talking)
 
 
 def next_text(talking: bool) -> str:

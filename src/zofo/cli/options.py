@@ -80,7 +80,8 @@ class _Verbs(typer.Typer):
     ) -> Callable[[Any], Any]:
         """As typer's, for a function that imports zofo.training by itself; `several` processes may share its work.
 
-        One that is asked to stop says that nothing is saved, unless it `saves`, and says by itself what is.
+        One that is asked to stop says that nothing is saved, unless it `saves`, and says by itself what is,
+        or has nothing to save.
 
         An argument that is a `RowOptions` or a `ModelOptions` stands for its options.
         """

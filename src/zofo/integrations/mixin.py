@@ -30,7 +30,7 @@ from zofo.processes import Processes
 
 _MOST_LOGGED = 8  # coefficients of a step
 _MOST_TIED = 5  # steps in a row without a slope
-_REWARDS_ITS_TEXTS = "_calculate_rewards"  # a method of TRL's GRPOTrainer and RLOOTrainer
+_OF_POLICIES = ("_calculate_rewards", "_generate_and_score_completions")  # of TRL's GRPOTrainer and RLOOTrainer
 _OF_BATCHES = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps")
 
 
@@ -243,7 +243,7 @@ class ZerothOrderMixin(TrainerSteps):
 def _check_loss_has_value(kind: type) -> None:
     """Raises ConfigError for trainers that reward texts of their own by TRL's loss, of exp(log p - log p_drawn): it is
     always 1 where p_drawn is p."""
-    if hasattr(kind, _REWARDS_ITS_TEXTS) and cast(Any, kind).compute_loss.__module__.startswith("trl."):
+    if all(hasattr(kind, name) for name in _OF_POLICIES) and cast(Any, kind).compute_loss.__module__.startswith("trl."):
         raise ConfigError(
             f"the loss of {kind.__name__} has the gradient of a policy, but no value to compare: it is the same "
             "wherever the weights are, or tells of one draw of texts alone",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,11 +15,6 @@ ROWS_OF_EACH = 768
 """Training rows of each of several tasks, as in the Bilevel-ZOFO paper: 256 for D_f, 512 for D_p."""
 OF_ONE = ("name", "columns", "prompt", "template", "label", "labels", "verbalizers", "metric", "positive_label")
 """Options that only a single task can have."""
-
-
-def has_own_rows(given: Mapping[str, Any]) -> bool:
-    """Whether a task, as it is written, has rows or a task file of the user."""
-    return given.get("data") is not None or str(given.get("name")).endswith((".yaml", ".yml"))
 
 
 def _as_text(label: Any) -> Any:
@@ -107,7 +101,7 @@ class TaskConfig(Config):
     def _default_name(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        if has_own_rows(given):
+        if given.get("data") is not None or str(given.get("name")).endswith((".yaml", ".yml")):  # the user's own rows
             given = {"draw": "stratified", **given}
         if given.get("tasks") or given.get("metaicl_setting"):
             return {"max_rows": ROWS_OF_EACH, **given}

@@ -18,7 +18,6 @@ from zofo.plugins import lost_packages
 from zofo.recipes import Recipe, is_recipe, parse_recipe, recipe_text
 from zofo.retired_keys import name_now, run_as_now
 from zofo.tasks import TaskConfig
-from zofo.tasks.config import has_own_rows
 from zofo.training.training_config import TrainingConfig
 from zofo.trees import format_yaml, get_by_path, parse_override, parse_yaml, read_yaml, set_by_path
 
@@ -325,8 +324,7 @@ def as_recorded(content: Any) -> Any:
     task = tree.get("task")
     if not isinstance(task, dict):
         return tree
-    was = {"draw": "plain", **({"trained_turns": "last"} if has_own_rows(task) else {})}
-    return {**tree, "task": {**was, **task}}
+    return {**tree, "task": {"draw": "plain", "trained_turns": "last", **task}}
 
 
 def _is_bare(file: str) -> bool:

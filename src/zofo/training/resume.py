@@ -80,7 +80,8 @@ def find_resumable_run(config: RunConfig) -> RunFolder | None:
         create_run_folder(config)  # refuses what has ended, or is no run
         return None  # its process was killed before anything had begun
     given, saved = (
-        c.model_dump(mode="json", exclude={"output_dir"}) for c in (config.with_absolute_paths(), run.config)
+        one.model_dump(mode="json", exclude={"output_dir"})
+        for one in (run.as_begun(config).with_absolute_paths(), run.config)
     )
     for key, (new, old) in differences(given, saved):
         if are_places(new, old):

@@ -123,6 +123,14 @@ class RunRecord:
             )
         return found
 
+    def as_begun(self, config: RunConfig) -> RunConfig:
+        """A configuration that is to go on with this run, with what the run began with before there was a key for it:
+        of conversations the last answer was trained."""
+        if config.task.trained_turns != "auto" or "trained_turns" in (read_yaml(self.path / CONFIG).get("task") or {}):
+            return config
+        task = config.task.model_copy(update={"trained_turns": self.config.task.trained_turns})
+        return config.model_copy(update={"task": task})
+
     @property
     def summary(self) -> dict[str, Any]:
         """The outcome; raises RunError for a run that has not ended."""

@@ -110,6 +110,7 @@ def _train(
     config: RunConfig, console: Console, remote_code: bool, reward: Rewards | None, processes: Processes
 ) -> RunFolder:
     begun = begun_run(config, processes)  # refuses, before anything is loaded
+    config = config if begun is None else begun.as_begun(config)
     loading = working(console, f"reading the rows, loading and checking {config.model.name}")
     kept = "its first step: nothing is written yet" if begun is None else "it went on: what was saved is kept"
     with processes.alike(), loading, Signals().raise_on_signal(lambda: f"before {kept}"):
