@@ -202,7 +202,7 @@ def test_an_answer_that_the_template_writes_otherwise_later_is_not_trained_and_c
     assert encoded[0].untrained.startswith(why)
     notes = [note for note in unwritten_notes(own, encoded) if "not trained" in note]
     assert len(notes) == 1
-    assert notes[0].startswith("2 of 3 rows have an earlier answer that is not trained, since the model is asked for")
+    assert notes[0].startswith("2 of 2 training rows of several answers have an earlier one that is not trained; the")
     assert f"the first is rows.jsonl:7, {why}" in notes[0]
     with pytest.raises(DataError, match="rows.jsonl:7: an earlier answer cannot be trained") as refused:
         encode(own, rows, every=True)
@@ -253,6 +253,10 @@ def test_answers_that_a_cut_reaches_are_not_trained(asking, bos):
         ]  # a special token stays first
         assert cut.earlier == tuple((start - dropped, end - dropped) for start, end in kept)
         assert all(cut.rows[0][at] == whole.rows[0][at + dropped] for at in cut.places(0))
+        assert bool(cut.untrained) == (len(cut.earlier) < 2)
+        if cut.untrained:
+            with pytest.raises(DataError, match="cannot be trained: task.truncate=left cuts it"):
+                encode(own, [chat(*LONG)], limit, truncate=True, every=True)
         seen.add(len(cut.earlier))
     assert seen == {0, 1, 2}
 
@@ -279,6 +283,7 @@ def test_an_answer_with_the_weight_0_is_not_trained(asking):
         (bare,) = encode(own, [chat(*LONG)])
         assert bare.rows[0][: len(one.rows[0])] == one.rows[0]  # a weight is not written
     assert encode(own, [chat({**ASKED, "weight": 0}, right=False)])[0].prompt
+    assert encode(own, [chat({**ASKED, "weight": 1}, ANSWER)]) == encode(own, [chat(ASKED, ANSWER)])
 
 
 @pytest.mark.parametrize(
@@ -287,14 +292,16 @@ def test_an_answer_with_the_weight_0_is_not_trained(asking):
         ((ASKED, {**ANSWER, "weight": 0.5}), r"rows.jsonl:7: column 'messages': turn 2 has the weight 0.5"),
         ((ASKED, {**ANSWER, "weight": "1"}), r"turn 2 has the weight '1'"),
         ((ASKED, {**ANSWER, "weight": -1}), r"turn 2 has the weight -1"),
-        (({**ASKED, "weight": 1}, ANSWER), r"turn 1 has the weight 1"),
+        (({**ASKED, "weight": 2}, ANSWER), r"turn 1 has the weight 2"),
+        ((ASKED, {**ANSWER, "weight": True}), r"turn 2 has the weight True"),
+        ((said("hello"), ASKED, {**ANSWER, "weight": 0}), r"in every answer but one that nothing is asked before"),
         ((ASKED, {**ANSWER, "weight": 0}), r"rows.jsonl:7: column 'messages' has the weight 0 in every answer"),
     ],
 )
 def test_other_weights_are_refused_with_their_place(turns, says):
     with pytest.raises(DataError, match=says) as refused:
         chat(*turns)
-    assert "weight 1" in refused.value.hint
+    assert "weight" in refused.value.hint
 
 
 # runs
@@ -395,7 +402,11 @@ def test_a_template_that_changes_earlier_turns_is_noted_or_refused_by_the_comman
     template = tmp_path / "model" / "chat_template.jinja"
     template.write_text(QWEN_3)
     notes = preview(read_config(None, chats)).notes
-    assert [note for note in notes if note.startswith("6 of 6 rows have an earlier answer that is not trained")]
+    assert [
+        note
+        for note in notes
+        if note.startswith("6 of 6 training rows of several answers have an earlier one that is not")
+    ]
     assert any("is not trained" in note for note in validate(read_config(None, chats)).notes)
     for look in (preview, validate, train):
         with pytest.raises(DataError, match=r"chats.jsonl:\d+: an earlier answer cannot be trained"):

@@ -19,7 +19,7 @@ import zofo
 from conftest import build_model, build_tokenizer, review_rows, write_rows
 from zofo.errors import ConfigError, DataError, Interrupted, RunError
 from zofo.tasks.readers.files import read_file
-from zofo.training import Predictor, read_config
+from zofo.training import Predictor, prediction_file, read_config
 from zofo.training.row_files import row_bytes
 
 CHATTING = (
@@ -393,3 +393,21 @@ def test_at_a_terminal_a_person_leaves_a_chat_by_ctrl_c(run_zofo, home, monkeypa
     code, out, err = run_zofo("chat", home / "runs" / "chat")
     assert (code, out) == (0, "")
     assert "stopped" not in err
+
+
+@pytest.mark.parametrize(
+    ("turns", "asked"),
+    [
+        ("u a", "u"),
+        ("u a u a", "u a u"),
+        ("u a u a0", "u"),
+        ("u a u a0 u a0", "u"),
+        ("a u a0", "a u"),  # trains nothing
+        ("u a u", "u a u"),
+    ],
+)
+def test_a_conversation_is_asked_what_an_evaluation_asks(turns, asked):
+    roles = {"u": {"role": "user"}, "a": {"role": "assistant"}, "a0": {"role": "assistant", "weight": 0}}
+    given = [{"content": str(number), **roles[name]} for number, name in enumerate(turns.split())]
+    found, _ = prediction_file._asked({"messages": given}, "messages")
+    assert found["messages"] == given[: len(asked.split())]

@@ -14,6 +14,7 @@ MOST = 12  # files, without those of checks and those beside the way
 CHECKS = {
     "tasks/readers/formats.py",
     "tasks/row_checks.py",
+    "tasks/tokenization_checks.py",
     "tasks/control_tokens.py",
     "methods/base.py",
     "evaluators/model_check.py",

@@ -41,11 +41,12 @@ def _turn(role: str, content: str, more: str = "") -> dict[str, Any]:
     return {"role": role, "content": content, **(json.loads(more) if more else {})}
 
 
-def write_chat(speller: Speller, example: Example) -> Asked:
+def write_chat(speller: Speller, example: Example, whole: bool = True) -> Asked:
     """A chat as the model's template writes it.
 
     Args:
         example: an example with `messages`; its first candidate is the answer, "" where that is not known.
+        whole: whether it is looked at what the template does not write; false for a part of a chat that was.
 
     Raises:
         ModelError: the tokenizer has no chat template, or one that cannot be trained with; says why.
@@ -67,7 +68,7 @@ def write_chat(speller: Speller, example: Example) -> Asked:
     end, stops = _end(speller, form.tail)
     answers = example.answers
     if answer or example.reply:
-        unwritten = writer.unwritten(turns)
+        unwritten = writer.unwritten(turns) if whole else ()
         said = _said(example, writer.write(turns), prompt, form.tail, lead)
         written = said + end
         if not example.reply and said != lead + answer:

@@ -86,9 +86,9 @@ class TaskConfig(Config):
     """What happens to a longer text: `never` refuses it; `left` drops the first tokens of its prompt, as is always done
     with demonstrations."""
     trained_turns: Literal["auto", "all", "last"] = "auto"
-    """Conversations: which answers of a training row are trained. `auto`: each that the model would be asked for after
-    the same tokens; some chat templates write earlier answers in another way, and how many rows have one is said. `all`
-    refuses such a row. `last`: the last answer, as before. Scores and losses of evaluation are of the last answer."""
+    """Conversations: which answers of a training row are trained. `auto`: each answer that the model would be asked for
+    after the same tokens; a note counts rows with others. `all`: the same, and a row with another is an error. `last`:
+    the last answer alone. Evaluation is of the last answer."""
     reward_columns: list[str] = []
     """Columns of your rows that a reward is given beside `answer` and `answers`, such as `[tests]`; they may hold
     whatever JSON does."""

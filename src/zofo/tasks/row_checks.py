@@ -77,14 +77,16 @@ def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
     unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
     for one in encoded:
         lost = [f"have what the chat template does not write: {what}" for what in getattr(one, "unwritten", ())]
-        if problem := getattr(one, "untrained", ""):
-            why = "have an earlier answer that is not trained, since the model is asked for it after other tokens"
-            rows.setdefault(why, []).append(f"{one.example.where}, {problem}")
         if unknown is not None and any(unknown in row for row in one.rows):
             lost.append(f"hold characters that the tokenizer does not know, and reads as {tokenizer.unk_token}")
         for what in lost:
             rows.setdefault(what, []).append(one.example.where if one.example is not None else "")
-    return [f"{len(places)} of {len(encoded)} rows {what}; the first is {places[0]}" for what, places in rows.items()]
+    notes = [f"{len(places)} of {len(encoded)} rows {what}; the first is {places[0]}" for what, places in rows.items()]
+    several = [one for one in encoded if getattr(one, "earlier", ()) or getattr(one, "untrained", "")]
+    if untrained := [f"{one.example.where}, {one.untrained}" for one in several if one.untrained]:
+        which = "training rows of several answers have an earlier one that is not trained"
+        notes.append(f"{len(untrained)} of {len(several)} {which}; the first is {untrained[0]}")
+    return notes
 
 
 def readable_splits(task: Task, config: TaskConfig) -> list[Split]:

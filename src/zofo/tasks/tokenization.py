@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from zofo.tasks.chats import write_chat
 from zofo.tasks.control_tokens import Asked, Coded, Speller, Spelt
 from zofo.tasks.readers.chat_rows import chat_until
 from zofo.tasks.readers.row import Example
+from zofo.tasks.tokenization_checks import check_distinct, check_reasoning_prompts, check_scorable, too_long
 
 
 @dataclass(frozen=True)
@@ -109,25 +110,27 @@ def encode(
     """
     if not examples:
         return []
-    speller = Speller(tokenizer)
+    speller, chats = Speller(tokenizer), bool(examples[0].messages)
     asked = [_asked(speller, example) for example in examples]
-    _check_reasoning_prompts(asked)
+    check_reasoning_prompts(asked)
     encoded = []
-    parts = _parts(speller, asked, bool(examples[0].messages))
-    for given, one, (rows, start, joined) in zip(examples, asked, parts, strict=True):
-        earlier, untrained = _earlier(speller, given, one, rows[0])
-        if untrained and every:
-            raise DataError(
-                f"{given.where}: an earlier answer cannot be trained, since the model is asked for it after other "
-                f"tokens: {untrained}",
-                "task.trained_turns=auto leaves such answers out, and task.trained_turns=last all but the last one",
-            )
+    written = zip(asked, _coded_parts(speller, asked, chats), strict=True)
+    parts = [_part(speller, one, own) for one, own in written]
+    found = _earlier(speller, examples, asked, [rows[0] for rows, _, _ in parts])
+    for one, (rows, start, joined), (earlier, untrained) in zip(asked, parts, found, strict=True):
         scored = tuple(len(row) - start for row in rows)
         whole, head = len(rows[0]), leading(rows[0], speller.special)
         rows = fitted(rows, [(head, start - 1 - head)], limit, truncate, one.example)
-        _check_distinct(one.example, rows)
+        check_distinct(one.example, rows)
         cut = whole - len(rows[0])
         kept = tuple((first - cut, end - cut) for first, end in earlier if not cut or first - cut > head)
+        if len(kept) < len(earlier):
+            untrained = untrained or "task.truncate=left cuts it, or all that stands before it"
+        if untrained and every:
+            raise DataError(
+                f"{one.example.where}: an earlier answer cannot be trained: {untrained}",
+                "task.trained_turns=auto leaves such answers out, and task.trained_turns=last all but the last one",
+            )
         more = one.stops, joined, one.unwritten, kept, untrained
         encoded.append(TokenizedChoices(tuple(rows), scored, one.example.gold, one.example, *more))
     return encoded
@@ -137,67 +140,92 @@ _Part = tuple[list[tuple[int, ...]], int, bool]
 """The rows of an example, where its candidates begin, and whether they have the tokens of one text with the prompt."""
 
 
-def _parts(speller: Speller, asked: Sequence[Asked], chats: bool) -> list[_Part]:
-    """The rows of each example, before long ones are shortened.
+_Codes = tuple[list[Coded], list[int]]
+"""Of an example the tokens of its prompt with each candidate, and of the prompt alone where there is one candidate."""
+
+
+def _coded_parts(speller: Speller, asked: Sequence[Asked], chats: bool) -> list[_Codes]:
+    """The tokens of each example.
 
     Args:
         chats: whether they are chats, whose template writes all special tokens.
     """
-    tokenizer, add = speller.tokenizer, {"add_special_tokens": not chats}
+    add = {"add_special_tokens": not chats}
     wholes = iter(coded(speller, [_spelt(one, one.prompt + text) for one in asked for text in one.candidates], **add))
     alone = iter(coded(speller, [_spelt(one, one.prompt) for one in asked if len(one.candidates) == 1], **add))
-    end = tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    parts = []
+    found = []
     for one in asked:
         texts = [_without_closing(speller, next(wholes), add) for _ in one.candidates]
-        if len(texts) == 1:
-            prompt = _without_closing(speller, next(alone), add).ids
-            rows, start, joined = _answered(speller, one, prompt, texts[0], end)
-        else:
-            rows, start, joined = _from_one_place(texts, len(one.prompt))
-        if start == 0 and first is not None:
-            rows, start = [(first, *row) for row in rows], 1
-        for candidate, row in enumerate(rows):
-            _check_scorable(one.example, candidate, start, len(row))
-        parts.append((rows, start, joined))
-    return parts
+        found.append((texts, _without_closing(speller, next(alone), add).ids if len(texts) == 1 else []))
+    return found
+
+
+def _part(speller: Speller, one: Asked, codes: _Codes) -> _Part:
+    """The rows of an example, before long ones are shortened."""
+    tokenizer, (texts, prompt) = speller.tokenizer, codes
+    end = tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if len(texts) == 1:
+        rows, start, joined = _answered(speller, one, prompt, texts[0], end)
+    else:
+        rows, start, joined = _from_one_place(texts, len(one.prompt))
+    if start == 0 and first is not None:
+        rows, start = [(first, *row) for row in rows], 1
+    for candidate, row in enumerate(rows):
+        check_scorable(one.example, candidate, start, len(row))
+    return rows, start, joined
+
+
+_Earlier = tuple[list[tuple[int, int]], str]
 
 
 def _earlier(
-    speller: Speller, example: Example, asked: Asked, row: tuple[int, ...]
-) -> tuple[list[tuple[int, int]], str]:
-    """Where the earlier answers of a chat stand in its row that the model would be asked for after the tokens before
-    them; and why it would not be for another one, "" if there is none.
+    speller: Speller, examples: Sequence[Example], asked: Sequence[Asked], rows: Sequence[tuple[int, ...]]
+) -> list[_Earlier]:
+    """Of each chat, where the earlier answers stand in its row that the model would be asked for after the tokens
+    before them; and why it would not be for another one, "" if there is none.
 
     It would be where the row of the chat up to that answer is what this row begins with.
     """
-    found: list[tuple[int, int]] = []
-    untrained = ""
-    for place in example.trained_turns:
-        problem = ""
-        try:
-            if place == 0:
-                raise DataError("nothing is asked before it")
-            alone = write_chat(speller, chat_until(example, place))
-            _check_reasoning_prompts([asked, alone])
-            [([own], start, _)] = _parts(speller, [alone], chats=True)
-            if row[: len(own)] == own:
-                found.append((start, len(own)))
-            else:
-                problem = _apart(alone, asked)
-        except (DataError, ModelError) as error:
-            problem = error.message.removeprefix(f"{example.where}: ")
-        untrained = untrained or (problem and f"turn {place + 1}: {problem}")
-    return found, untrained
+    alone: list[Asked] = []
+    why: dict[tuple[int, int], Asked | str] = {}
+    for number, (example, one) in enumerate(zip(examples, asked, strict=True)):
+        for place in example.trained_turns:
+            why[number, place] = own = _asked_until(speller, example, place, one)
+            alone += [] if isinstance(own, str) else [own]
+    codes = iter(_coded_parts(speller, alone, chats=True) if alone else [])
+    found: list[_Earlier] = [([], "") for _ in examples]
+    for (number, place), own in why.items():
+        spans, untrained = found[number]
+        problem = own if isinstance(own, str) else ""
+        if not isinstance(own, str):
+            try:
+                ((row,), start, _) = _part(speller, own, next(codes))
+                fits = rows[number][: len(row)] == row
+                spans += [(start, len(row))] if fits else []
+                problem = "" if fits else "what follows it changes its tokens"
+            except DataError as error:
+                problem = error.message.removeprefix(f"{examples[number].where}: ")
+        found[number] = spans, untrained or (problem and f"turn {place + 1}: {problem}")
+    return found
 
 
-def _apart(alone: Asked, asked: Asked) -> str:
+def _asked_until(speller: Speller, example: Example, place: int, whole: Asked) -> Asked | str:
+    """A chat up to one of its earlier answers, or why that is not what the whole chat begins with."""
+    if place == 0:
+        return "nothing is asked before it"
+    try:
+        alone = write_chat(speller, chat_until(example, place), whole=False)
+        check_reasoning_prompts([whole, alone])
+    except (DataError, ModelError) as error:
+        return error.message.removeprefix(f"{example.where}: ")
+    one, other = (each.example.prompt + each.example.candidates[0] for each in (alone, whole))
+    return alone if other.startswith(one) else _apart(one, other)
+
+
+def _apart(one: str, other: str) -> str:
     """How a chat up to an answer differs from what the whole chat begins with."""
-    one, other = (each.example.prompt + each.example.candidates[0] for each in (alone, asked))
     same = len(os.path.commonprefix([one, other]))
-    if same == len(one):
-        return "what follows it changes its tokens"
     return (
         f"the model's chat template writes {truncate_repr(one[same:])} where it is the last turn, and "
         f"{truncate_repr(other[same:])} where turns follow"
@@ -256,18 +284,6 @@ def _asked(speller: Speller, example: Example) -> Asked:
         ending = speller.marked(ending, (), example.where) if marked else ending
         candidates = [text + ending if text else "" for text in candidates]
     return Asked(example, prompt, tuple(candidates), marked)
-
-
-def _check_reasoning_prompts(asked: Sequence[Asked]) -> None:
-    """Raises DataError for chats with and without reasoning, if the template gives them different prompts."""
-    with_block = [one.example for one in asked if one.block]
-    first = {example.thinks: example for example in reversed(with_block)}
-    if len(first) > 1:
-        raise DataError(
-            f"{first[True].where}: the answer holds what was thought before it, and that of {first[False].where} does "
-            "not; the model's chat template asks for them in different words, so that the prompt would tell",
-            "give all answers their reasoning_content, or none",
-        )
 
 
 def _answered(
@@ -347,34 +363,3 @@ def fitted(
 def leading(row: Sequence[int], special: Collection[int]) -> int:
     """How many special tokens a row begins with that are kept where it is shortened: 1 or 0."""
     return 1 if row[0] in special else 0
-
-
-def too_long(example: Example, tokens: int, limit: int) -> DataError:
-    """The error for a text that is too long."""
-    return DataError(
-        f"{example.where or repr(example.prompt[:40])}: the text has {tokens} tokens with its candidate, "
-        f"but the limit is {limit}",
-        "shorten the row, or drop the oldest tokens of long prompts with task.truncate=left",
-    )
-
-
-def _check_scorable(example: Example, candidate: int, start: int, end: int) -> None:
-    if 0 < start < end:
-        return
-    problem = "has no token of its own" if start == end else "has no token before it to be predicted from"
-    raise DataError(
-        f"{example.where or repr(example.prompt[:40])}: the candidate {example.candidates[candidate]!r} {problem}",
-        "let the template begin with a word, and the verbalizer be a word after a space",
-    )
-
-
-def _check_distinct(example: Example, rows: Sequence[tuple[int, ...]]) -> None:
-    first: dict[tuple[int, ...], int] = {}
-    for index, row in enumerate(rows):
-        if row in first:
-            one, two = example.candidates[first[row]], example.candidates[index]
-            raise DataError(
-                f"{example.where}: the candidates {one!r} and {two!r} have the same tokens and the same score",
-                "choose other verbalizers in a copy of the task file",
-            )
-        first[row] = index

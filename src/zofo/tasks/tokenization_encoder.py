@@ -9,7 +9,8 @@ from typing import Any
 from zofo.errors import DataError
 from zofo.tasks.control_tokens import Speller, Spelt
 from zofo.tasks.readers.row import Example
-from zofo.tasks.tokenization import coded, fitted, leading, too_long
+from zofo.tasks.tokenization import coded, fitted, leading
+from zofo.tasks.tokenization_checks import too_long
 from zofo.temporary import temporarily
 
 

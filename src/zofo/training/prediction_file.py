@@ -19,7 +19,7 @@ from zofo.errors import ConfigError, DataError, RunError, listed
 from zofo.filesystem import atomic_write_text, check_file_not_taken, locked, real, sha256_of, write_file, writing
 from zofo.tasks import Example
 from zofo.tasks.columns import check_present, columns_in_file, explaining, renamed
-from zofo.tasks.readers.chat_rows import turns_of
+from zofo.tasks.readers.chat_rows import trained_places, turns_of
 from zofo.tasks.readers.files import read_file
 from zofo.tasks.readers.row import Row, with_valid_example
 from zofo.training.identity import content_hash
@@ -134,14 +134,17 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 def _asked(fields: Mapping[str, Any], messages: str | None) -> tuple[Mapping[str, Any], bool]:
-    """A row without the answer that ends its chat, and whether it is the only turn of a user: a text."""
+    """A row without the answer that ends its chat, and whether it is the only turn of a user: a text.
+
+    Of a chat whose last answers have weight 0 it is the last that is trained, as in an evaluation.
+    """
     if messages is None or messages not in fields:
         return fields, False
     turns = turns_of(fields, messages)
     if isinstance(turns, str):
         return {**fields, messages: [{"role": "user", "content": turns}]}, True
     if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping) and turns[-1].get("role") == "assistant":
-        turns = turns[:-1]
+        turns = turns[: max(trained_places(turns), default=0) or -1]
     return {**fields, messages: turns}, False
 
 

@@ -129,17 +129,18 @@ def check_turns(column: str, turns: Any, answered: bool = True) -> None:
         message = f"column {column!r} does not end with an answer of the assistant, but with a turn of the "
         hint = "add the answer, or remove what follows the last"
         raise RowError(f"{message}{turns[-1]['role']}", hint, "last turn")
-    if answered and not trained_places(turns):
-        message = f"column {column!r} has the weight 0 in every answer, so that none is trained"
-        raise RowError(message, "give an answer weight 1, or remove the row", "no weight")
+    if answered and not any(places := trained_places(turns)):  # the first turn is at 0
+        why = "has the weight 0 in every answer" + (" but one that nothing is asked before" if places else "")
+        hint = "give an answer after a turn of the user weight 1, or remove the row"
+        raise RowError(f"column {column!r} {why}, so that none is trained", hint, "no weight")
 
 
 def _check_turn(place: str, number: int, turn: Any) -> None:
     if not isinstance(turn, Mapping):
         raise RowError(f"{place} is {truncate_repr(turn)}, without role and content", _TURNS, "turn")
     weight = turn.get(WEIGHT)
-    if weight is not None and weight not in ((0, 1) if turn.get("role") == "assistant" else (0,)):
-        hint = "an answer of the assistant has weight 1 or none to be trained, and 0 not to be; no other turn is"
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        hint = "weight is 1 (trained, the default) or 0 (not trained); of turns that are no answers it is not read"
         raise RowError(f"{place} has the weight {truncate_repr(weight)}", hint, "weight")
     if turn.get("role") == "assistant" and turn.get("tool_calls") and turn.get("content") in (None, ""):
         return  # it calls a tool and says nothing
