@@ -65,7 +65,7 @@ def asking():
 
 def pieces(tokenizer, encoded) -> list[str]:
     """The texts that are scored, one after the other."""
-    spans = [*encoded.earlier, (len(encoded.rows[0]) - encoded.scored[0], len(encoded.rows[0]))]
+    spans = [*encoded.earlier_spans, (len(encoded.rows[0]) - encoded.scored[0], len(encoded.rows[0]))]
     return [tokenizer.decode(encoded.rows[0][start:end]) for start, end in spans]
 
 
@@ -92,7 +92,7 @@ def test_the_loss_of_a_row_is_the_mean_over_the_tokens_of_its_answers_alone(aski
     model = build_model("llama", len(own), seed=3, positions=256)
     (whole,) = encode(own, [chat(*LONG)])
     alone = [one.last_only() for one in encode(own, [chat(*turns) for turns in expanded(LONG)])]
-    assert len(whole.earlier) == 2
+    assert len(whole.earlier_spans) == 2
     assert whole.untrained == ""
     batches = [collate([one.gold_only() for one in some], 0, torch.device("cpu")) for some in ([whole], alone)]
     with torch.no_grad():
@@ -136,8 +136,8 @@ def test_a_row_of_one_answer_is_what_it_was(asking):
     encoded = encode(own, rows)
     assert rows_hash(rows) == ROWS
     assert tokens_hash(encoded) == TOKENS
-    assert all(one.earlier == () and one.gold_only().last_only() == one.gold_only() for one in encoded)
-    last = replace(chat(*LONG), trained_turns=())
+    assert all(one.earlier_spans == () and one.gold_only().last_only() == one.gold_only() for one in encoded)
+    last = replace(chat(*LONG), earlier_answers=())
     assert rows_hash([last]) == LAST_ROWS
     assert tokens_hash(encode(own, [last])) == LAST_TOKENS
     assert rows_hash([chat(*LONG)]) != LAST_ROWS
@@ -157,7 +157,7 @@ def test_control_tokens_that_a_turn_spells_stay_text(asking, spelt):
         (one,) = encode(own, [chat(*turns)])
         answers = [turn["content"] + "<|im_end|>" for turn in turns if turn["role"] == "assistant"]
         assert pieces(own, one) == answers
-        ends = [one.rows[0][end - 1] for _, end in one.earlier]
+        ends = [one.rows[0][end - 1] for _, end in one.earlier_spans]
         assert ends == [own.convert_tokens_to_ids("<|im_end|>")] * 2
         scored = [one.rows[0][at] for at in one.places(0)]
         assert scored.count(ends[0]) == 3
@@ -198,17 +198,17 @@ def test_an_answer_that_the_template_writes_otherwise_later_is_not_trained_and_c
     own = asking(template)
     rows = [chat(*turns), chat(*turns[-2:]), chat(*turns)]
     encoded = encode(own, rows)
-    assert [one.earlier for one in encoded] == [(), (), ()]
+    assert [one.earlier_spans for one in encoded] == [(), (), ()]
     assert encoded[0].untrained.startswith(why)
     notes = [note for note in unwritten_notes(own, encoded) if "not trained" in note]
     assert len(notes) == 1
     assert notes[0].startswith("2 of 2 training rows of several answers have an earlier one that is not trained; the")
     assert f"the first is rows.jsonl:7, {why}" in notes[0]
     with pytest.raises(DataError, match="rows.jsonl:7: an earlier answer cannot be trained") as refused:
-        encode(own, rows, every=True)
+        encode(own, rows, require_all=True)
     assert why in refused.value.message
     assert "task.trained_turns=auto" in refused.value.hint
-    last = encode(own, [replace(one, trained_turns=()) for one in rows], every=True)
+    last = encode(own, [replace(one, earlier_answers=()) for one in rows], require_all=True)
     assert [one.rows for one in last] == [one.rows for one in encoded]
 
 
@@ -247,17 +247,17 @@ def test_answers_that_a_cut_reaches_are_not_trained(asking, bos):
         (cut,) = encode(own, [chat(*LONG)], limit, truncate=True)
         dropped = len(whole.rows[0]) - len(cut.rows[0])
         assert cut.scored == whole.scored
-        assert pieces(own, cut) == pieces(own, whole)[-1 - len(cut.earlier) :]
+        assert pieces(own, cut) == pieces(own, whole)[-1 - len(cut.earlier_spans) :]
         kept = [
-            (start, end) for start, end in whole.earlier if not dropped or start - dropped > 1
+            (start, end) for start, end in whole.earlier_spans if not dropped or start - dropped > 1
         ]  # a special token stays first
-        assert cut.earlier == tuple((start - dropped, end - dropped) for start, end in kept)
+        assert cut.earlier_spans == tuple((start - dropped, end - dropped) for start, end in kept)
         assert all(cut.rows[0][at] == whole.rows[0][at + dropped] for at in cut.places(0))
-        assert bool(cut.untrained) == (len(cut.earlier) < 2)
+        assert bool(cut.untrained) == (len(cut.earlier_spans) < 2)
         if cut.untrained:
             with pytest.raises(DataError, match="cannot be trained: task.truncate=left cuts it"):
-                encode(own, [chat(*LONG)], limit, truncate=True, every=True)
-        seen.add(len(cut.earlier))
+                encode(own, [chat(*LONG)], limit, truncate=True, require_all=True)
+        seen.add(len(cut.earlier_spans))
     assert seen == {0, 1, 2}
 
 
@@ -338,8 +338,8 @@ def test_a_run_trains_every_answer_and_scores_the_last(chats, tmp_path, method):
     for turns in ("auto", "last"):
         config = read_config(None, [*given, f"task.trained_turns={turns}", f"output_dir={tmp_path / turns}"])
         prepared = prepare_run(config)
-        assert all(len(one.earlier) == (turns == "auto") for one in prepared.encoded["train"])
-        assert not any(one.earlier for split in ("validation", "test") for one in prepared.encoded[split])
+        assert all(len(one.earlier_spans) == (turns == "auto") for one in prepared.encoded["train"])
+        assert not any(one.earlier_spans for split in ("validation", "test") for one in prepared.encoded[split])
         batch = collate([one.gold_only() for one in prepared.encoded["train"]], 0, torch.device("cpu"))
         with torch.no_grad():
             found[turns] = token_loss(prepared.loaded.model, batch).mean().item()
@@ -418,7 +418,7 @@ def test_a_template_that_changes_earlier_turns_is_noted_or_refused_by_the_comman
 def test_rows_of_one_split_alone_have_earlier_answers_to_train(chats):
     config = TaskConfig(data=chats[1].partition("=")[2], split_sizes={"validation": 3, "test": 3})
     examples = load_examples(resolve_task(config), config)
-    assert {split: {one.trained_turns for one in rows} for split, rows in examples.items()} == {
+    assert {split: {one.earlier_answers for one in rows} for split, rows in examples.items()} == {
         "train": {(1,)},
         "validation": {()},
         "test": {()},

@@ -69,7 +69,7 @@ def kl_to_base(
     Both models are asked for as many texts at a time as keep the logits few, see `_AT_ONCE`: two forwards each time.
     """
     rows = [
-        replace(one, rows=((*one.prompt, *text.tokens),), scored=(len(text.tokens),), gold=0, earlier=())
+        replace(one, rows=((*one.prompt, *text.tokens),), scored=(len(text.tokens),), gold=0, earlier_spans=())
         for one, text in zip(examples, said, strict=True)
     ]
     found, longest = [], max(one.scored[0] for one in rows)

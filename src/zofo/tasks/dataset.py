@@ -93,8 +93,8 @@ def load_task_examples(
                 continue
             answered = right and (split in needed or task.kind == "generation")
             kept = chosen[: config.max_rows if split == "train" or not of_several else None]
-            earlier = split == "train" and config.trained_turns != "last"
-            examples[split] = _rendered(task, kept, prompt, head, answered, config.reward_columns, earlier)
+            with_earlier = split == "train" and config.trained_turns != "last"
+            examples[split] = _rendered(task, kept, prompt, head, answered, config.reward_columns, with_earlier)
             if split == "train" and answered:
                 check_several_labels(task, rows, examples[split], prompt, head)
     task._at_hand.clear()  # a run that asks for other splits alone keeps none either
@@ -142,15 +142,15 @@ def _rendered(
     head: bool,
     right: bool,
     columns: Sequence[str],
-    earlier: bool,
+    with_earlier: bool,
 ) -> list[Example]:
-    """Rows as examples; `earlier`: with the earlier answers of chats to train on. The error for a bad row shows a good
-    one."""
+    """Rows as examples; `with_earlier`: with the earlier answers of chats to train on. The error for a bad row shows a
+    good one."""
     examples: list[Example] = []
     for row in rows:
         try:
             one = render(task, row.fields, row.where, prompt, head, right, columns)
-            examples.append(one if earlier or not one.trained_turns else replace(one, trained_turns=()))
+            examples.append(one if with_earlier or not one.earlier_answers else replace(one, earlier_answers=()))
         except DataError as error:
             raise with_valid_example(error, 1, rows[0] if examples else None) from error
     return examples

@@ -82,7 +82,7 @@ def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
         for what in lost:
             rows.setdefault(what, []).append(one.example.where if one.example is not None else "")
     notes = [f"{len(places)} of {len(encoded)} rows {what}; the first is {places[0]}" for what, places in rows.items()]
-    several = [one for one in encoded if getattr(one, "earlier", ()) or getattr(one, "untrained", "")]
+    several = [one for one in encoded if getattr(one, "earlier_spans", ()) or getattr(one, "untrained", "")]
     if untrained := [f"{one.example.where}, {one.untrained}" for one in several if one.untrained]:
         which = "training rows of several answers have an earlier one that is not trained"
         notes.append(f"{len(untrained)} of {len(several)} {which}; the first is {untrained[0]}")

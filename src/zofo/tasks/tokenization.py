@@ -27,8 +27,8 @@ class TokenizedChoices:
         stops: texts and tokens that end its answer, beside those of the task.
         joined: whether prompt and candidate have the tokens that they have as one text.
         unwritten: for a chat, content that the template drops or changes.
-        earlier: for a chat, where earlier answers stand in its row that are trained, too: the first token, and the one
-            after the last.
+        earlier_spans: for a chat, where in its row earlier answers stand that are trained, too: of each its first token
+            and the one after its last.
         untrained: for a chat, why one of its earlier answers is not; "" for none.
     """
 
@@ -39,7 +39,7 @@ class TokenizedChoices:
     stops: tuple[str, ...] = ()
     joined: bool = True
     unwritten: tuple[str, ...] = ()
-    earlier: tuple[tuple[int, int], ...] = ()
+    earlier_spans: tuple[tuple[int, int], ...] = ()
     untrained: str = ""
 
     @property
@@ -56,7 +56,7 @@ class TokenizedChoices:
     def kept(self) -> int:
         """How many positions have logits that are kept: from the first that predicts a scored token on. A batch keeps
         the most that any of its examples does, of each."""
-        earlier = [len(self.rows[0]) - start for start, _ in self.earlier[:1]]
+        earlier = [len(self.rows[0]) - start for start, _ in self.earlier_spans[:1]]
         return max([*earlier, *self.scored])
 
     @property
@@ -68,7 +68,7 @@ class TokenizedChoices:
     def places(self, candidate: int) -> list[int]:
         """Where in the row of a candidate its scored tokens stand."""
         row = self.rows[candidate]
-        spans = (*self.earlier, (len(row) - self.scored[candidate], len(row)))
+        spans = (*self.earlier_spans, (len(row) - self.scored[candidate], len(row)))
         return [place for start, end in spans for place in range(start, end)]
 
     def gold_only(self) -> TokenizedChoices:
@@ -77,16 +77,20 @@ class TokenizedChoices:
 
     def last_only(self) -> TokenizedChoices:
         """The example without earlier answers that are trained."""
-        return replace(self, earlier=()) if self.earlier else self
+        return replace(self, earlier_spans=()) if self.earlier_spans else self
 
     def full_sequence(self) -> TokenizedChoices:
         """As `gold_only`, with every token scored but the first."""
         row = self.rows[self.gold]
-        return replace(self, rows=(row,), scored=(len(row) - 1,), gold=0, earlier=())
+        return replace(self, rows=(row,), scored=(len(row) - 1,), gold=0, earlier_spans=())
 
 
 def encode(
-    tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False, every: bool = False
+    tokenizer: Any,
+    examples: Sequence[Example],
+    limit: int | None = None,
+    truncate: bool = False,
+    require_all: bool = False,
 ) -> list[TokenizedChoices]:
     """Tokenise examples for a causal language model.
 
@@ -100,12 +104,12 @@ def encode(
         limit: the longest row in tokens; None for no limit.
         truncate: drop the oldest tokens of a longer prompt, keeping a leading special token, instead of refusing it;
             an earlier answer that is cut is not trained.
-        every: refuse a chat of whose earlier answers one is to be trained and cannot be.
+        require_all: refuse a chat of whose earlier answers one is to be trained and cannot be.
 
     Raises:
         DataError: a text longer than `limit`, candidates of one example that have the same tokens, or a candidate that
             has no token, or none before it to be predicted from; turns that the chat template refuses or changes; an
-            earlier answer that the model would be asked for after other tokens, with `every`.
+            earlier answer that the model would be asked for after other tokens, with `require_all`.
         ModelError: a chat, and a tokenizer without a chat template or with one that cannot be trained with.
     """
     if not examples:
@@ -126,7 +130,7 @@ def encode(
         kept = tuple((first - cut, end - cut) for first, end in earlier if not cut or first - cut > head)
         if len(kept) < len(earlier):
             untrained = untrained or "task.truncate=left cuts it, or all that stands before it"
-        if untrained and every:
+        if untrained and require_all:
             raise DataError(
                 f"{one.example.where}: an earlier answer cannot be trained: {untrained}",
                 "task.trained_turns=auto leaves such answers out, and task.trained_turns=last all but the last one",
@@ -190,7 +194,7 @@ def _earlier(
     alone: list[Asked] = []
     why: dict[tuple[int, int], Asked | str] = {}
     for number, (example, one) in enumerate(zip(examples, asked, strict=True)):
-        for place in example.trained_turns:
+        for place in example.earlier_answers:
             why[number, place] = own = _asked_until(speller, example, place, one)
             alone += [] if isinstance(own, str) else [own]
     codes = iter(_coded_parts(speller, alone, chats=True) if alone else [])

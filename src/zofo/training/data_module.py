@@ -298,7 +298,7 @@ def batch_maker(loaded: LoadedModel) -> Callable[[Sequence[Any]], Any]:
 
 def encoder_of(head: str, task: TaskConfig) -> Callable[..., list[Any]]:
     """What turns examples into tokens for a model with this head."""
-    plain = functools.partial(encode, every=task.trained_turns == "all")
+    plain = functools.partial(encode, require_all=task.trained_turns == "all")
     causal: Callable[..., list[Any]] = encode_channel if task.scoring == "channel" else plain
     return {"classification": encode_texts, "masked-lm": encode_masked}.get(head, causal)
 

@@ -207,6 +207,6 @@ def _preview_of(example: Example, encoded: Any, tokenizer: Any) -> PreviewedExam
         (text, tuple(tokenizer.convert_ids_to_tokens(ids)), index in example.golds)
         for index, (text, ids) in enumerate(zip(encoded.example.candidates, scored, strict=True))
     )
-    pieces = [encoded.rows[0][start:end] for start, end in getattr(encoded, "earlier", ())]
+    pieces = [encoded.rows[0][start:end] for start, end in getattr(encoded, "earlier_spans", ())]
     earlier = tuple((tokenizer.decode(ids), tuple(tokenizer.convert_ids_to_tokens(ids))) for ids in pieces)
     return PreviewedExample(example.where, prompt, candidates, earlier)

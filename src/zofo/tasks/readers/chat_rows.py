@@ -33,7 +33,7 @@ def chat_example(name: str, column: str, fields: Mapping[str, Any], right: bool)
     if not right:
         return asked
     *earlier, last = trained_places(turns)
-    return replace(chat_until(asked, last), trained_turns=tuple(earlier))
+    return replace(chat_until(asked, last), earlier_answers=tuple(earlier))
 
 
 def trained_places(turns: Any) -> list[int]:
@@ -57,7 +57,7 @@ def chat_until(chat: Example, place: int) -> Example:
         messages=chat.messages[:place],
         reply="".join(more),
         thinks=any(set(REASONING) & set(json.loads(keys)) for keys in more),
-        trained_turns=(),
+        earlier_answers=(),
     )
 
 

@@ -75,7 +75,7 @@ class Example:
         columns: those of the row that rewards are given (`task.reward_columns`), as JSON; "" for none.
         positive: of a classification, the candidate whose F1 is meant; None for the last of two.
         own: the row's texts in prompt, candidates and texts, in that order: control tokens spelt in them stay text.
-        trained_turns: for a chat, the places in `messages` of earlier answers that are trained with it.
+        earlier_answers: for a chat, the places in `messages` of earlier answers that are trained with it.
     """
 
     prompt: str
@@ -97,7 +97,7 @@ class Example:
     own: tuple[str, ...] = ()
     columns: str = ""
     positive: int | None = None
-    trained_turns: tuple[int, ...] = ()
+    earlier_answers: tuple[int, ...] = ()
 
     @property
     def columns_of_row(self) -> dict[str, Any]:
@@ -341,7 +341,7 @@ def turns_asked(example: Example, form: Callable[[str], str] = str) -> list[byte
     """
     found, so_far = [], b""
     for place, (role, content, *others) in enumerate(example.messages):
-        if place and place in example.trained_turns:
+        if place and place in example.earlier_answers:
             found.append(so_far)
         so_far = blake2b(so_far + repr((role, form(content), *others)).encode(), digest_size=16).digest()
     return [*found, so_far]
