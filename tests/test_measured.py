@@ -483,3 +483,17 @@ def test_the_table_of_learning_the_accuracy():
         loss = (lambda line: f", {line['loss']:.3f}") if queries else (lambda line: "")
         average = f"{found.mean:.1f}" + (f" ± {found.half:.1f} %" if queries else " %")
         assert told[f"{queries:,}"] == [*(f"{100 * line['accuracy']:.1f} %{loss(line)}" for line in some), average]
+
+
+def test_the_table_of_the_subspace_of_inputs():
+    runs = pd.read_csv(RESULTS / "subspace.csv").set_index(["method", "seed"])
+    told = rows_under("### In the subspace of the inputs")
+    full, inside = runs.loc["full"], runs.loc["subspace 16"]
+    assert sorted(full.index) == sorted(inside.index)
+    assert len(told) == len(full) + 2
+    for seed in full.index:
+        cells = [(some.loc[seed, "test_loss"], some.loc[seed, "test_score"]) for some in (full, inside)]
+        assert told[str(seed)] == [cell for loss, share in cells for cell in (f"{loss:.3f}", f"{100 * share:.1f} %")]
+    loss, score = (interval((inside[key] - full[key]).tolist()) for key in ("test_loss", "test_score"))
+    said = f"{loss.mean:+.3f} ± {loss.half:.3f} nats and {100 * score.mean:+.1f} ± {100 * score.half:.1f} points"
+    assert said in re.sub(r"\s+", " ", PAGE)
