@@ -119,6 +119,34 @@ def test_a_row_joins_conversations_that_have_nothing_else_in_common(tmp_path, se
     assert sum(map(len, examples.values())) == 64
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_names_of_turns_make_no_other_question(tmp_path, seed):
+    """As exports have them: each turn has an id of its own, which most templates do not write."""
+    bare = each_answer([talk(number, 2) for number in range(16)])
+    named = [[{**turn, "id": f"{row}-{place}"} for place, turn in enumerate(one)] for row, one in enumerate(bare)]
+    found = [drawn(tmp_path / f"{number}.jsonl", rows, split_seed=seed) for number, rows in enumerate((bare, named))]
+    lines = [{split: [one.where.rpartition(":")[2] for one in each[split]] for split in SPLITS} for each in found]
+    assert lines[0] == lines[1]
+    assert not leaked(found[1])
+
+
+def test_splits_have_their_sizes_where_rows_are_for_train_alone(tmp_path):
+    rows = [talk(number, 2, first="Hi") for number in range(40)] + [talk(0, 1, first="Hi")] * 10
+    sizes = {"validation": 30, "test": 10}
+    examples = drawn(tmp_path / "chats.jsonl", rows, split_sizes=sizes)
+    assert [len(examples[split]) for split in SPLITS] == [10, 30, 10]
+    assert not leaked(examples)
+
+
+def test_conversations_that_each_go_on_with_the_one_before_say_what_to_type(tmp_path):
+    rows = each_answer([talk(0, 30)])
+    with pytest.raises(DataError, match="30 rows in all in 1 groups that ask the same, or train each other's") as found:
+        drawn(tmp_path / "chats.jsonl", rows)
+    assert "task.trained_turns=last" in found.value.hint
+    examples = drawn(tmp_path / "chats.jsonl", rows, trained_turns="last")
+    assert [len(examples[split]) for split in SPLITS] == [20, 5, 5]
+
+
 def test_files_of_their_own_say_how_many_rows_are_trained_within_longer_ones(tmp_path):
     folder = tmp_path / "own"
     folder.mkdir()

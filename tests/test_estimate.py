@@ -225,7 +225,7 @@ def test_the_heaviest_rows_are_the_longest_and_the_one_that_keeps_most():
     assert heaviest([long, other], 1) == [other]
     assert fillings([other, long], 1) == [[other, long]]
     earlier = replace(long, earlier_spans=((2, 4), (5, 6)))
-    assert (earlier.kept, earlier.last_only().kept) == (7, 2)
+    assert (earlier.logits_to_keep, earlier.last_only().logits_to_keep) == (7, 2)
     assert collate([earlier, other], 0, torch.device("cpu")).logits_to_keep == 7
 
 

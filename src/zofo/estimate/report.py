@@ -170,7 +170,7 @@ class RowSource:
 
 def _alike(examples: Sequence[Any]) -> bool:
     """Whether all take about as much: by their tokens, and by the positions whose logits are kept."""
-    counts = [one.length for one in examples], [one.kept for one in examples]
+    counts = [one.length for one in examples], [one.logits_to_keep for one in examples]
     return all(max(some) <= _ALIKE * min(some) for some in counts)
 
 

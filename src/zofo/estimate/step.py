@@ -85,9 +85,9 @@ def heaviest(examples: Sequence[Any], size: int) -> list[Any]:
 
     A batch is padded to its longest example, and keeps logits of as many positions as the example that needs most.
     """
-    longest = sorted(examples, key=lambda one: (-one.length, -one.kept))
-    most = max(longest, key=lambda one: one.kept)
-    first = longest[:1] if most.kept == longest[0].kept else [longest[0], most]
+    longest = sorted(examples, key=lambda one: (-one.length, -one.logits_to_keep))
+    most = max(longest, key=lambda one: one.logits_to_keep)
+    first = longest[:1] if most.logits_to_keep == longest[0].logits_to_keep else [longest[0], most]
     used = {id(one) for one in first}
     return [*first, *(one for one in longest if id(one) not in used)][: max(size, len(first))]
 
@@ -98,7 +98,7 @@ def fillings(heavy: Sequence[Any], size: int) -> list[Sequence[Any]]:
     Args:
         heavy: as `heaviest` gives them. A batch of one holds the longest, or that with the most logits.
     """
-    both = len(heavy) > 1 and heavy[1].kept > heavy[0].kept
+    both = len(heavy) > 1 and heavy[1].logits_to_keep > heavy[0].logits_to_keep
     return [heavy[:1], heavy[1:2]] if both and size == 1 else [heavy]
 
 

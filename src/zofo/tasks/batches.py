@@ -49,21 +49,21 @@ class MicroBatched(Repeatable, Protocol):
         """The most examples of one forward, at a point."""
 
 
-_ANSWERS: dict[tuple[type, type], bool] = {}
+_CONFORMS: dict[tuple[type, type], bool] = {}
 
 
-def _answers(batch: Any, kind: type) -> bool:
+def _conforms(batch: Any, kind: type) -> bool:
     """Whether a batch is one of a kind; asked once of each class, since a look at all attributes takes a while."""
     asked = type(batch), kind
-    if asked not in _ANSWERS:
-        _ANSWERS[asked] = isinstance(batch, kind)
-    return _ANSWERS[asked]
+    if asked not in _CONFORMS:
+        _CONFORMS[asked] = isinstance(batch, kind)
+    return _CONFORMS[asked]
 
 
 def micro_batches(batch: Any, most: int | None = None) -> list[Any]:
     """The parts of a batch that go through the model one after the other, of `most` examples or of as many as the batch
     says; the batch itself where that is all of it."""
-    limits = [one for one in (most, batch.micro_batch if _answers(batch, MicroBatched) else None) if one]
+    limits = [one for one in (most, batch.micro_batch if _conforms(batch, MicroBatched) else None) if one]
     if not limits or (whole := size(batch)) <= min(limits):
         return [batch]
     return [part(batch, first, min(first + min(limits), whole)) for first in range(0, whole, min(limits))]
@@ -75,7 +75,7 @@ def size(batch: Any) -> int:
     Raises:
         EvaluatorError: no batch class, and no tensors that agree on it.
     """
-    if _answers(batch, Repeatable):
+    if _conforms(batch, Repeatable):
         return len(batch)
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
     sizes = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
@@ -91,19 +91,19 @@ def size(batch: Any) -> int:
 
 def row_examples(batch: Any) -> torch.Tensor:
     """Which example each row belongs to: int64, shape [rows]."""
-    return batch.row_examples if _answers(batch, Repeatable) else torch.arange(size(batch))
+    return batch.row_examples if _conforms(batch, Repeatable) else torch.arange(size(batch))
 
 
 def part(batch: Any, start: int, stop: int) -> Any:
     """The batch of examples `start` to `stop`."""
-    return batch.part(start, stop) if _answers(batch, Repeatable) else _each(batch, lambda tensor: tensor[start:stop])
+    return batch.part(start, stop) if _conforms(batch, Repeatable) else _each(batch, lambda tensor: tensor[start:stop])
 
 
 def repeated(batch: Any, times: int) -> Any:
     """The batch `times` over: all its rows, then all of them again."""
     if times == 1:
         return batch
-    if _answers(batch, Repeatable):
+    if _conforms(batch, Repeatable):
         return batch.repeated(times)
     return _each(batch, lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
 

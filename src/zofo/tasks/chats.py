@@ -20,9 +20,8 @@ from zofo.errors import DataError, ModelError, first_line
 from zofo.tasks.control_tokens import Asked, Speller, with_marks, without_marks
 from zofo.tasks.prompt_templates import FAILURES
 from zofo.tasks.readers.chat_rows import texts_of
-from zofo.tasks.readers.row import Example
+from zofo.tasks.readers.row import NAMING, Example
 
-_NAMES = ("name", "id", "tool_call_id")  # keys of a turn that only name it or the call it answers
 _PROBE = "Probe-4711"
 _DAY = datetime.date(2024, 7, 26)  # which templates such as that of Llama 3 take themselves where they know no date
 WAYS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False}, {"thinking": False})
@@ -199,7 +198,7 @@ class _Writer:
             without = [{name: value for name, value in turn.items() if name != key} for turn in turns]
             if not self._writes(without, whole):
                 continue
-            if key in _NAMES:
+            if key in NAMING:
                 unwritten.append(f"{key!r} in a turn")
                 continue
             number = next(number for number, turn in enumerate(turns, start=1) if key in turn)

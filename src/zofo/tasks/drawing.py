@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -48,13 +48,16 @@ def divide(task: Task, origin: str, rows: Sequence[Row], config: TaskConfig) -> 
         drawn = _interleaved(drawn, task.label)
     labels = len({_labels(unit, task.label) for unit in units}) if config.draw == "stratified" else 0
     sizes = _sizes(task, wanted, given, len(rows), labels)
-    divided = _filled(drawn, sizes, config.draw == "stratified") if not common else {}
+    divided = _filled(drawn, sizes, sizes if config.draw == "stratified" else ()) if not common else {}
     if common:
         order = permutation(Key(config.split_seed, 0), f"common/{origin}", len(common))
         divided = _filled_with_common(drawn, [common[i] for i in order], sizes)
     if not all(divided.values()):
         alike = f" that ask only {len(units)} different things" if len(units) < len(rows) else ""
         allowed = ", or let splits share them with task.allow_overlap=true" if alike and not task.group else ""
+        if alike and task.messages is not None and config.trained_turns != "last":
+            alike = f" in {len(units)} groups that ask the same, or train each other's answers"
+            allowed = f", or train the last answer of each alone with task.trained_turns=last{allowed}"
         raise DataError(
             f"{rows[0].where}: {len(rows)} rows in all{alike}, too few to draw {' and '.join(wanted)} from",
             f"give more rows{allowed}",
@@ -77,15 +80,15 @@ def _sizes(task: Task, wanted: Sequence[Split], given: dict[Split, int], rows: i
     return sizes
 
 
-def _filled(units: Sequence[Unit], sizes: dict[Split, int], each: bool) -> dict[Split, Sequence[Row]]:
-    """The rows of each split: units in order, until it has its size; with `each`, every split gets at least one."""
+def _filled(units: Sequence[Unit], sizes: dict[Split, int], some: Collection[Split] = ()) -> dict[Split, Sequence[Row]]:
+    """The rows of each split: units in order, until it has its size; those in `some` get at least one."""
     left: Iterator[Unit] = iter(units)
     divided: dict[Split, Sequence[Row]] = {}
     taken = 0
     for number, (split, size) in enumerate(sizes.items(), start=1):
         drawn: list[Row] = []
-        last = len(units) - (len(sizes) - number if each else 0)
-        while len(drawn) < max(size, 1 if each else 0) and taken < last and (unit := next(left, None)):
+        last = len(units) - sum(later in some for later in list(sizes)[number:])
+        while len(drawn) < max(size, 1 if split in some else 0) and taken < last and (unit := next(left, None)):
             drawn.extend(unit)
             taken += 1
         divided[split] = drawn
@@ -98,8 +101,9 @@ def _filled_with_common(
     """As `_filled`, where only train may have the units in `common`: it is filled last, and has them as far as there is
     room."""
     scored_first = sorted(sizes, key=lambda split: split == "train")
-    divided = _filled(units, {split: sizes[split] for split in scored_first}, each=True)
-    more = _filled(common, {"train": sizes["train"] - len(divided["train"])}, each=False)["train"]
+    scored = [split for split in sizes if split != "train"]
+    divided = _filled(units, {split: sizes[split] for split in scored_first}, scored)
+    more = _filled(common, {"train": sizes["train"] - len(divided["train"])})["train"]
     return {split: [*divided[split], *(more if split == "train" else ())] for split in sizes}
 
 

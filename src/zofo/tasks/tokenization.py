@@ -53,7 +53,7 @@ class TokenizedChoices:
         return max(map(len, self.rows))
 
     @property
-    def kept(self) -> int:
+    def logits_to_keep(self) -> int:
         """How many positions have logits that are kept: from the first that predicts a scored token on. A batch keeps
         the most that any of its examples does, of each."""
         earlier = [len(self.rows[0]) - start for start, _ in self.earlier_spans[:1]]

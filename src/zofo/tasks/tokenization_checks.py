@@ -1,4 +1,4 @@
-"""What is refused of rows of tokens."""
+"""Checks of rows in tokens: errors for what cannot be scored, and for what is too long."""
 
 from __future__ import annotations
 

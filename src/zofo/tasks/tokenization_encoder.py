@@ -35,7 +35,7 @@ class _OneText:
         return len(self.tokens)
 
     @property
-    def kept(self) -> int:
+    def logits_to_keep(self) -> int:
         """How many positions have logits that are kept; a head on top has none."""
         return 0
 
@@ -67,7 +67,7 @@ class TokenizedCloze(_OneText):
         return {*self.tokens, *self.targets}
 
     @property
-    def kept(self) -> int:
+    def logits_to_keep(self) -> int:
         """How many positions have logits that are kept: from the mask on."""
         return len(self.tokens) - self.place
 

@@ -126,9 +126,10 @@ class RunRecord:
     def as_begun(self, config: RunConfig) -> RunConfig:
         """A configuration that is to go on with this run, with what the run began with before there was a key for it:
         of conversations the last answer was trained."""
+        begun = self.config.task.trained_turns  # which finds a damaged record
         if config.task.trained_turns != "auto" or "trained_turns" in (read_yaml(self.path / CONFIG).get("task") or {}):
             return config
-        task = config.task.model_copy(update={"trained_turns": self.config.task.trained_turns})
+        task = config.task.model_copy(update={"trained_turns": begun})
         return config.model_copy(update={"task": task})
 
     @property

@@ -19,6 +19,8 @@ from zofo.errors import DataError, error_context, listed, truncate, truncate_rep
 
 MEND = "mend or remove the row"
 """The default hint."""
+NAMING = ("name", "id", "tool_call_id")
+"""Keys of a turn that only name it, its speaker, or the call that it answers."""
 _SHORT, _SHORTER = 160, 40  # characters of a row, and of a value in it, in a message
 
 
@@ -334,7 +336,8 @@ def questions_of(example: Example, with_candidates: bool) -> list[Hashable]:
 
 
 def turns_asked(example: Example, form: Callable[[str], str] = str) -> list[bytes]:
-    """The turns before each answer of a chat that is trained, in order, as digests: the same for the same turns.
+    """The turns before each answer of a chat that is trained, in order, as digests: the same for the same turns,
+    whatever keys name them.
 
     Args:
         form: in which contents are compared.
@@ -343,7 +346,8 @@ def turns_asked(example: Example, form: Callable[[str], str] = str) -> list[byte
     for place, (role, content, *others) in enumerate(example.messages):
         if place and place in example.earlier_answers:
             found.append(so_far)
-        so_far = blake2b(so_far + repr((role, form(content), *others)).encode(), digest_size=16).digest()
+        more = [{key: value for key, value in json.loads(one).items() if key not in NAMING} for one in others]
+        so_far = blake2b(so_far + repr((role, form(content), *filter(None, more))).encode(), digest_size=16).digest()
     return [*found, so_far]
 
 
