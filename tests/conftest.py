@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ if TYPE_CHECKING:  # the process of `pytest -n` that hands out the tests reads t
 
 logging.getLogger().addHandler(logging.NullHandler())  # as pytest's own handlers: no record goes to standard error
 os.fsync = os.fstat  # no test cuts the power, and a disk takes 5 ms; processes that tests start sync for real
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: what tests start would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.set_threshold(20_000, 20, 100)  # at Python's own pace, collections take an eighth of the time of tiny runs
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -135,6 +136,8 @@ def contents(run, without=("config.yaml", "environment.json")):
         elif path.name == "summary.json":
             data = {k: v for k, v in json.loads(data).items() if k not in ("seconds", "peak_bytes")}
             data["evaluation"].pop("seconds")
+        elif path.name == "answers.jsonl":  # where each row is, without its folder
+            data = [{**one, "where": Path(one["where"]).name} for one in map(json.loads, data.decode().splitlines())]
         elif path.name == "README.md":  # peft's, with the path of the base model
             continue
         found[path.relative_to(run).as_posix()] = data
