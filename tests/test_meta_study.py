@@ -220,4 +220,4 @@ def test_the_packaged_study_can_be_planned_and_its_tasks_do_not_meet(tmp_path, t
     check_packaged(asked)
     plan = plan_study(asked, tmp_path / "out")
     assert [row.fault for row in plan.rows if row.fault] == []
-    assert plan.runs == 5 + 4 * (4 * 1 + 8 * 5)
+    assert plan.runs == 6 + 4 * (5 * 1 + 9 * 5)
