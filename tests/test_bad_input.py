@@ -151,7 +151,7 @@ def test_unknown_kind_split_and_variant(refused, given):
         ({"sentence": "on and " * 60, "label": 1}, "tokens with its candidate, but the limit is 64"),
     ],
 )
-@pytest.mark.parametrize("verb", [["train"], ["preview", "--split", "validation"]], ids=" ".join)
+@pytest.mark.parametrize("verb", [["train"], ["validate"], ["preview", "--split", "validation"]], ids=" ".join)
 def test_bad_rows(refused, given, data_dir, verb, line, message):
     raw = line if isinstance(line, bytes) else json.dumps(line).encode()
     path = data_dir / "validation.jsonl"

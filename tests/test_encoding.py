@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from conftest import build_tokenizer
 from zofo.errors import DataError, ModelError
 from zofo.tasks import Example, check_token_ids, encode, encode_masked, encode_texts
-from zofo.training.data_report import token_notes
+from zofo.training.data_report import unusual_notes
 
 REVIEW = "the film is a joy from start to finish ."
 
@@ -231,7 +231,7 @@ def test_a_space_that_a_tokenizer_puts_before_a_text_is_not_put_before_an_answer
 def test_rows_whose_prompt_would_be_cut_by_the_answer_are_counted(tokenizer):
     examples = [Example("It was ", ("great",), (0,), where=f"rows.jsonl:{n}") for n in (3, 4)]
     examples.append(Example("It was", (" great",), (0,), where="rows.jsonl:5"))
-    (note,) = token_notes(tokenizer, encode(tokenizer, examples))
+    (note,) = unusual_notes(tokenizer, encode(tokenizer, examples))
     assert note.startswith("2 of 3 rows have a prompt whose last tokens would be others if the answer stood behind it")
     assert "ends with a word or a colon" in note
     assert note.endswith("the first is rows.jsonl:3")

@@ -296,18 +296,14 @@ def batch_maker(loaded: LoadedModel) -> Callable[[Sequence[Any]], Any]:
     return functools.partial(collate, pad=pad, device=device, pack_limit=packing_limit(loaded.model))
 
 
-def encoder_of(head: str, task: TaskConfig) -> Callable[..., list[Any]]:
-    """What turns examples into tokens for a model with this head."""
-    plain = functools.partial(encode, require_all=task.trained_turns == "all")
-    causal: Callable[..., list[Any]] = encode_channel if task.scoring == "channel" else plain
-    return {"classification": encode_texts, "masked-lm": encode_masked}.get(head, causal)
-
-
 def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequence[Example]) -> list[Any]:
     """Tokenise examples within the limit of the configuration and the model."""
     limit = _limit(config, task, loaded)
     truncate = config.task.truncate == "left" or config.task.num_fewshot > 0
-    encoded = encoder_of(loaded.head, config.task)(loaded.tokenizer, examples, limit, truncate)
+    plain = functools.partial(encode, require_all=config.task.trained_turns == "all")
+    causal: Callable[..., list[Any]] = encode_channel if config.task.scoring == "channel" else plain
+    by_head = {"classification": encode_texts, "masked-lm": encode_masked}.get(loaded.head, causal)
+    encoded = by_head(loaded.tokenizer, examples, limit, truncate)
     check_token_ids(encoded, loaded.tokenizer, embeddings_of(loaded.model))
     _check_mixed_lengths(config, task, loaded, encoded)
     return encoded

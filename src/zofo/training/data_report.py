@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import ConfigError, ModelError, UnknownNameError
-from zofo.models import head_of, load_tokenizer
-from zofo.objectives import Generation, answer_notes
+from zofo.models import LoadedModel, load_on_meta
+from zofo.objectives import answer_notes
 from zofo.recipes import recipe_names, recipe_text
 from zofo.tasks import (
     SPLITS,
@@ -29,7 +29,7 @@ from zofo.tasks import (
     unwritten_notes,
 )
 from zofo.training.config import RunConfig
-from zofo.training.data_module import encoder_of, prepare_run
+from zofo.training.data_module import check_every_split, prepare_run
 from zofo.training.evaluation import majority_of
 
 
@@ -63,7 +63,8 @@ class TaskReport:
 def validate(config: RunConfig) -> TaskReport:
     """Read every row of every split, and render it with every prompt.
 
-    No model is loaded. Where one is named, its tokenizer is, and every row is tokenised.
+    Where a model is named, its tokenizer and its shape are loaded, without weights, and every row is tokenised and
+    checked as before a training run.
 
     Raises:
         ConfigError: the task cannot work.
@@ -74,32 +75,37 @@ def validate(config: RunConfig) -> TaskReport:
     shown = []
     splits: dict[Split, SplitReport] = {}
     notes: list[str] = []
-    tokenizer = None
+    shape: LoadedModel | None = None
     if "model" in config.model_fields_set:
         try:
-            tokenizer = load_tokenizer(config.model)
+            shape = load_on_meta(config.model, labels=len(task.label_names) or None)
         except (ModelError, UnknownNameError) as error:
             notes.append(f"tokens are not checked: {error.message}")
     for number, prompt in enumerate(task.prompt_names if config.task.prompt is None else [config.task.prompt]):
         asked = config.task.model_copy(update={"prompt": prompt})
         examples = load_examples(task, asked)
         first = examples["train"][0]
-        shown.append((prompt, first.text, first.candidates[first.gold]))
-        if tokenizer is not None and (head := head_of(config.model)) != "classification":
-            way = encoder_of(head, config.task)
-            encoded = [one for rows in examples.values() for one in way(tokenizer, rows)]
-            generates = task.kind == "generation" and head == "causal-lm"
-            how = Generation(tokenizer, tuple(task.stop), task.max_new_tokens) if generates else None
-            notes += token_notes(tokenizer, encoded, how)
+        text = f"{first.text}\nassistant: " if first.messages else first.text
+        shown.append((prompt, text, first.candidates[first.gold]))
         if number == 0:
             splits = {split: _report(task, examples[split]) for split in SPLITS}
             bare = asked.model_copy(update={"num_fewshot": 0})
             notes += row_notes(task, load_examples(task, bare) if asked.num_fewshot else examples)
+        if shape is not None and (number == 0 or shape.head != "classification"):  # which reads no prompt
+            notes += _notes_of_training(config.model_copy(update={"task": asked}), task, shape)
     if task.texts is not None:  # what a classification head sees
         load_examples(task, config.task.model_copy(update={"prompt": None, "num_fewshot": 0}), head=True)
     scores = [score_name(metric, task.score_of) for metric in (task.metric, *task.extra_metrics)]
     about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": scores}
     return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown), tuple(dict.fromkeys(notes)))
+
+
+def _notes_of_training(config: RunConfig, task: Task, shape: LoadedModel) -> list[str]:
+    """What a run would say of its rows before the first step; raises what it would be refused for."""
+    prepared = prepare_run(config.model_copy(update={"init_from": None}), task=task, load=lambda *_: shape)
+    encoded = [one for rows in prepared.encoded.values() for one in rows]
+    unusual = [] if shape.head == "classification" else unusual_notes(shape.tokenizer, encoded)
+    return [*unusual, *check_every_split(config, prepared)]
 
 
 def _report(task: Task, examples: Sequence[Example]) -> SplitReport:
@@ -167,14 +173,15 @@ def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code:
     shown = [_preview_of(example, encoded, tokenizer) for example, encoded in pairs[:rows]]
     lengths = [encoded.length for _, encoded in pairs]
     sequences = max(len(prepared.scorer.collate([encoded]).row_examples) for _, encoded in pairs)
-    how = prepared.scorer.generation if prepared.task.kind == "generation" else None
-    notes = token_notes(tokenizer, prepared.encoded[chosen], how)
-    return Preview(tuple(shown), len(pairs), min(lengths), sum(lengths) / len(lengths), max(lengths), sequences, notes)
+    of_rows = prepared.encoded[chosen]
+    notes = [*unusual_notes(tokenizer, of_rows), *unwritten_notes(tokenizer, of_rows)]
+    notes += answer_notes(of_rows, prepared.scorer.generation) if prepared.task.kind == "generation" else []
+    mean = sum(lengths) / len(lengths)
+    return Preview(tuple(shown), len(pairs), min(lengths), mean, max(lengths), sequences, tuple(notes))
 
 
-def token_notes(tokenizer: Any, encoded: Sequence[Any], how: Generation | None = None) -> tuple[str, ...]:
-    """What is unusual about the tokens of rows, with the number of such rows and the first of them; and about how
-    answers end where they are generated."""
+def unusual_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
+    """What is unusual about the tokens of rows, with the number of such rows and the first of them."""
     speller = Speller(tokenizer)
     kinds = {
         "spell control tokens of the model, which are read as text": [
@@ -185,13 +192,11 @@ def token_notes(tokenizer: Any, encoded: Sequence[Any], how: Generation | None =
             one for one in encoded if not getattr(one, "joined", True)
         ],
     }
-    unusual = (
+    return [
         f"{len(rows)} of {len(encoded)} rows {what}; the first is {rows[0].example.where}"
         for what, rows in kinds.items()
         if rows
-    )
-    answers = answer_notes(encoded, how) if how is not None else []
-    return (*unusual, *unwritten_notes(tokenizer, encoded), *answers)
+    ]
 
 
 def _preview_of(example: Example, encoded: Any, tokenizer: Any) -> PreviewedExample:
