@@ -449,7 +449,13 @@ def test_ctrl_c_leaves_with_130_and_a_run_that_can_be_used(run_zofo, given, tmp_
 @pytest.mark.soak
 def test_ctrl_c_on_a_real_process(run_zofo, given, tmp_path):
     run = tmp_path / "run"
-    options = ["method=bilevel", "method.batch_size=4", "method.inner_steps=2", "training.steps=100000", f"output_dir={run}"]
+    options = [
+        "method=bilevel",
+        "method.batch_size=4",
+        "method.inner_steps=2",
+        "training.steps=100000",
+        f"output_dir={run}",
+    ]
     command = [sys.executable, "-m", "zofo", "train", *map(str, given), *options]
     # a job of a shell without a terminal may start with Ctrl-C switched off, so switch it on
     child = subprocess.Popen(

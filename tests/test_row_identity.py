@@ -63,7 +63,7 @@ def test_splits_of_one_file_share_no_text_in_any_form_unless_that_is_asked_for(t
 
 def test_a_file_of_one_text_cannot_be_drawn_from(tmp_path):
     write_rows(tmp_path / "rows.jsonl", labelled(["good", "bad"] * 6, dict.fromkeys(range(12), "the same film")))
-    with pytest.raises(DataError, match="12 rows in all that ask only 1 different things") as refused:
+    with pytest.raises(DataError, match="12 rows in all that all ask the same, too few") as refused:
         loaded(tmp_path / "rows.jsonl")
     assert "task.allow_overlap=true" in refused.value.hint
 

@@ -814,7 +814,9 @@ def test_a_run_is_used_from_another_folder_and_on_other_rows(run_zofo, models, d
     assert " on all 9 rows of other.csv (majority " in text
     assert text.endswith(", 9 rows\n")
     _, own, _ = run_zofo("eval", run, "--json", "--data", data / "labels.csv")
-    assert cells(own)["split"] == "all 30 rows of labels.csv, among them those that it was trained on"
+    assert cells(own)["split"] == "all 30 rows of labels.csv, 20 of which it was trained on"
+    mixed = write_csv(tmp_path / "mixed.csv", [*labelled(9, start=300), *labelled(30)])
+    assert ", 20 of which it was trained on" in run_zofo("eval", run, "--data", mixed)[1]
     write_rows(tmp_path / "halves" / "train.jsonl", [{"text": "a joy", "label": "good"}])
     code, _, err = run_zofo("eval", run, "--data", tmp_path / "halves")
     assert code == 2

@@ -229,7 +229,8 @@ def parse_model(model: type[C], content: Any, where: str = "", context: Mapping[
     """
     if not isinstance(content, dict):
         shown = repr(content) if len(repr(content)) < 60 else f"a {type(content).__name__}"
-        raise ConfigError(f"{where}: expected keys with values, got {shown}".removeprefix(": "))
+        hint = f"give it a value, or leave {where!r} out" if content is None and where else None
+        raise ConfigError(f"{where}: expected keys with values, got {shown}".removeprefix(": "), hint)
     try:
         return model.model_validate(content, context=context)
     except pydantic.ValidationError as error:
@@ -243,7 +244,8 @@ def parse_model(model: type[C], content: Any, where: str = "", context: Mapping[
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] in ("dict_type", "model_type"):
             message = "expected keys with values"
-        hint = _near_literal(first)
+        nothing = first["type"] != "missing" and first["input"] is None
+        hint = f"give it a value, or leave {place!r} out" if nothing else _near_literal(first)
         got = "" if first["type"] in ("missing", "value_error") else f", got {truncate_repr(first['input'])}"
         raise ConfigError(f"{place}: {message}{got}".removeprefix(": "), hint) from error
 

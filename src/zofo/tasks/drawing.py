@@ -54,6 +54,7 @@ def divide(task: Task, origin: str, rows: Sequence[Row], config: TaskConfig) -> 
         divided = _filled_with_common(drawn, [common[i] for i in order], sizes)
     if not all(divided.values()):
         alike = f" that ask only {len(units)} different things" if len(units) < len(rows) else ""
+        alike = " that all ask the same" if len(units) == 1 < len(rows) else alike
         allowed = ", or let splits share them with task.allow_overlap=true" if alike and not task.group else ""
         if alike and task.messages is not None and config.trained_turns != "last":
             alike = f" in {len(units)} groups that ask the same, or train each other's answers"

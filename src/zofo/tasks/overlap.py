@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zofo.errors import ConfigError, DataError, ZofoError
@@ -57,20 +57,29 @@ def check_not_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, score
         check_no_shared_rows(name, _trained_rows(trained, name), held, f" in the run {run!r}", _INSTEAD)
 
 
+def rows_trained_on(trained: TaskConfig, rows: Sequence[Example]) -> int:
+    """How many of these rows, without demonstrations, ask what a run on one task was trained to answer; 0 for a run on
+    several tasks.
+
+    Raises:
+        ZofoError: the rows that it was trained on cannot be read any more.
+    """
+    if trained.several or not rows:
+        return 0
+    bare, head = trained.model_copy(update={"num_fewshot": 0}), bool(rows[0].texts)
+    own = load_task_examples(resolve_task(trained), bare, ["train"], head=head)["train"]
+    known = {question for one in own for question in questions_of(one, False)}
+    return sum(questions_of(one, False)[-1] in known for one in rows)
+
+
 def trained_on_notes(trained: TaskConfig, examples: Mapping[Split, Sequence[Example]], run: str) -> list[str]:
     """What to say of validation and test rows whose questions a run that is started from was trained on, as where
-    another `split_seed` draws the splits, or that its rows cannot be read any more; nothing of a run on several
-    tasks."""
-    if trained.several:
-        return []
+    another `split_seed` draws the splits, or that its rows cannot be read any more."""
+    scored = {split: rows for split, rows in examples.items() if split != "train"}
     try:
-        rows_of_train = load_task_examples(resolve_task(trained), trained, ["train"])["train"]
+        shared = {split: rows_trained_on(trained, rows) for split, rows in scored.items()}
     except ZofoError as error:
         return [f"it is not known whether {run} was trained on rows that are scored here: {error.message}"]
-    known = {question for one in rows_of_train for question in _questions(one)}
-    shared = {
-        split: sum(_questions(one)[-1] in known for one in rows) for split, rows in examples.items() if split != "train"
-    }
     parts = [f"{count} of {len(examples[split])} rows of {split}" for split, count in shared.items() if count]
     if not parts:
         return []
@@ -78,11 +87,6 @@ def trained_on_notes(trained: TaskConfig, examples: Mapping[Split, Sequence[Exam
         f"warning: {run} was trained on {' and '.join(parts)}, whose scores say less for that: "
         f"task.split_seed={trained.split_seed} splits the same rows as it did"
     ]
-
-
-def _questions(example: Example) -> list[Hashable]:
-    """What an example is trained to answer, its own question as the last."""
-    return questions_of(example, False) if example.messages else [example.prompt.strip()]
 
 
 def _tested(asked: TaskConfig, scored: bool) -> Mapping[str, Mapping[str, str]]:

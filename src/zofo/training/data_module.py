@@ -40,7 +40,6 @@ from zofo.tasks import (
     Example,
     Split,
     Task,
-    TaskConfig,
     check_token_ids,
     collate,
     collate_masked,
@@ -301,9 +300,12 @@ def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequen
     limit = _limit(config, task, loaded)
     truncate = config.task.truncate == "left" or config.task.num_fewshot > 0
     plain = functools.partial(encode, require_all=config.task.trained_turns == "all")
-    causal: Callable[..., list[Any]] = encode_channel if config.task.scoring == "channel" else plain
-    by_head = {"classification": encode_texts, "masked-lm": encode_masked}.get(loaded.head, causal)
-    encoded = by_head(loaded.tokenizer, examples, limit, truncate)
+    encoders: dict[str, Callable[..., list[Any]]] = {
+        "classification": encode_texts,
+        "masked-lm": encode_masked,
+        "causal-lm": encode_channel if config.task.scoring == "channel" else plain,
+    }
+    encoded = encoders[loaded.head](loaded.tokenizer, examples, limit, truncate)
     check_token_ids(encoded, loaded.tokenizer, embeddings_of(loaded.model))
     _check_mixed_lengths(config, task, loaded, encoded)
     return encoded

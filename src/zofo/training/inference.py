@@ -10,9 +10,18 @@ from typing import Any
 
 from rich.console import Console
 
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, ZofoError
 from zofo.evaluators import Counts
-from zofo.tasks import SPLITS, Split, known_split, origins_of, resolve_task, with_demonstrations
+from zofo.tasks import (
+    SPLITS,
+    Example,
+    Split,
+    known_split,
+    origins_of,
+    resolve_task,
+    rows_trained_on,
+    with_demonstrations,
+)
 from zofo.training.config import RunConfig, read_config
 from zofo.training.data_module import PreparedRun, prepare_run, scorer_of
 from zofo.training.evaluation import Evaluation
@@ -120,19 +129,27 @@ def _on_all_rows(
                 f"choose with --split {next(iter(sorted(origins & set(SPLITS))), 'test')}, or name one file of it",
             )
         if split == "train":  # of which rows might be drawn for others
-            return _load_whole(config, data, split, remote_code)
-        return prepare_run(config, remote_code, (split,)), split
+            prepared, on = _load_whole(config, data, split, remote_code)
+        else:
+            prepared, on = prepare_run(config, remote_code, (split,)), split
+        return prepared, on + ("" if task.num_fewshot else _of_training(run, prepared.examples[split]))
     bare = config.model_copy(update={"task": config.task.model_copy(update={"num_fewshot": 0})})
     prepared, on = _load_whole(bare, data, split, remote_code)
+    known = _of_training(run, prepared.examples[split])
     if task.num_fewshot:  # of the run's own rows, as `predict` has them
         solved = with_demonstrations(prepared.examples[split], solved_rows(run), task, prepared.task.separator)
         scorer = scorer_of(config, prepared.task, prepared.loaded)
         prepared = replace(prepared, examples={split: solved}, encoded={split: scorer.encode(solved)}, scorer=scorer)
-    own = run.config.task
-    if own.data is None and own.data_dir is None and run.task.source is None:  # as of a patch
-        return prepared, f"{on}, which may be those that it was trained on"
-    trained = own.data is not None and Path(own.data).absolute() == Path(data).absolute()
-    return prepared, f"{on}, among them those that it was trained on" if trained else on
+    return prepared, on + known
+
+
+def _of_training(run: RunFolder, rows: Sequence[Example]) -> str:
+    """What to say of rows, without demonstrations, that a run, or one that it started from, was trained on."""
+    try:
+        count = max(rows_trained_on(one.config.task, rows) for one in run.chain())
+    except ZofoError:
+        return ", which may be those that it was trained on"
+    return f", {count} of which it was trained on" if count else ""
 
 
 _UNLIMITED: dict[str, Any] = {"split_sizes": {}, "max_rows": None}
