@@ -202,7 +202,7 @@ def test_an_answer_that_the_template_writes_otherwise_later_is_not_trained_and_c
     assert encoded[0].untrained.startswith(why)
     notes = [note for note in unwritten_notes(own, encoded) if "not trained" in note]
     assert len(notes) == 1
-    assert notes[0].startswith("2 of 2 training rows of several answers have an earlier one that is not trained; the")
+    assert notes[0].startswith("2 of 2 rows of train with several answers have an earlier one that is not trained; the")
     assert f"the first is rows.jsonl:7, {why}" in notes[0]
     with pytest.raises(DataError, match="rows.jsonl:7: an earlier answer cannot be trained") as refused:
         encode(own, rows, require_all=True)
@@ -405,7 +405,7 @@ def test_a_template_that_changes_earlier_turns_is_noted_or_refused_by_the_comman
     assert [
         note
         for note in notes
-        if note.startswith("6 of 6 training rows of several answers have an earlier one that is not")
+        if note.startswith("6 of 6 rows of train with several answers have an earlier one that is not")
     ]
     assert any("is not trained" in note for note in validate(read_config(None, chats)).notes)
     for look in (preview, validate, train):

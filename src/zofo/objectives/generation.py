@@ -18,7 +18,7 @@ from zofo.errors import ModelError
 from zofo.models import quiet_transformers
 from zofo.noise import random_words
 from zofo.objectives.scoring import only_attends
-from zofo.tasks import TokenizedChoices
+from zofo.tasks import TokenizedChoices, rows_note
 from zofo.tasks.batches import padded
 from zofo.temporary import bound, temporarily
 
@@ -214,7 +214,7 @@ def answer_notes(encoded: Sequence[Any], how: Generation) -> list[str]:
     count = sum(1 for one in encoded if one.example is not None and one.example.answers)
     most = f"an answer of more tokens than task.max_new_tokens={how.max_new_tokens}"
     kinds = {most: long, "an answer that stops or tokenizer do not let through": other}
-    return [f"{len(rows)} of {count} rows have {kind}; the first is {rows[0]}" for kind, rows in kinds.items() if rows]
+    return [rows_note(rows, count, f"have {kind}") for kind, rows in kinds.items() if rows]
 
 
 def _with_stops_of(examples: Sequence[TokenizedChoices], how: Generation) -> Generation:

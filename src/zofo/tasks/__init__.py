@@ -9,7 +9,7 @@ from zofo.tasks.metrics import METRICS, Metric, score_name
 from zofo.tasks.multi_task import has_metaicl_rows
 from zofo.tasks.overlap import check_not_trained_on, rows_trained_on, trained_on_notes
 from zofo.tasks.prompt_rendering import render
-from zofo.tasks.readers.row import Example
+from zofo.tasks.readers.row import Example, rows_note
 from zofo.tasks.readers.sources import file_name
 from zofo.tasks.row_checks import check_token_ids, readable_splits, row_notes, unwritten_notes
 from zofo.tasks.task import (
@@ -70,6 +70,7 @@ __all__ = [
     "resolve_task",
     "score_name",
     "row_notes",
+    "rows_note",
     "rows_trained_on",
     "task_content",
     "task_names",

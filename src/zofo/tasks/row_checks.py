@@ -12,7 +12,7 @@ from zofo.errors import DataError
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.prompt_rendering import label_of, render
 from zofo.tasks.readers.formats import single_label_error
-from zofo.tasks.readers.row import Example, Row, questions_of, turns_asked
+from zofo.tasks.readers.row import Example, Row, questions_of, rows_note, turns_asked
 from zofo.tasks.readers.sources import has_split
 from zofo.tasks.task import SPLITS, Split, Task
 from zofo.tasks.tokenization import TokenizedChoices
@@ -31,7 +31,8 @@ def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[s
     notes = _likely_mistakes(task, examples) + repeat_notes(examples, task.kind == "generation")
     lost = [one.where for rows in examples.values() for one in rows if any("\ufffd" in text for text in one.own)]
     if lost:
-        notes.append(f"U+FFFD stands in {len(lost)} rows in place of letters that were lost; the first is {lost[0]}")
+        count = sum(map(len, examples.values()))
+        notes.append(rows_note(lost, count, "hold U+FFFD in place of letters that were lost"))
     if task.kind != "classification":
         return notes
     names = [str(label) for label in task.label_names]
@@ -81,11 +82,11 @@ def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
             lost.append(f"hold characters that the tokenizer does not know, and reads as {tokenizer.unk_token}")
         for what in lost:
             rows.setdefault(what, []).append(one.example.where if one.example is not None else "")
-    notes = [f"{len(places)} of {len(encoded)} rows {what}; the first is {places[0]}" for what, places in rows.items()]
+    notes = [rows_note(places, len(encoded), what) for what, places in rows.items()]
     several = [one for one in encoded if getattr(one, "earlier_spans", ()) or getattr(one, "untrained", "")]
     if untrained := [f"{one.example.where}, {one.untrained}" for one in several if one.untrained]:
-        which = "training rows of several answers have an earlier one that is not trained"
-        notes.append(f"{len(untrained)} of {len(several)} {which}; the first is {untrained[0]}")
+        what = "of train with several answers have an earlier one that is not trained"
+        notes.append(rows_note(untrained, len(several), what))
     return notes
 
 

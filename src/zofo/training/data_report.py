@@ -25,6 +25,7 @@ from zofo.tasks import (
     packaged_text,
     resolve_task,
     row_notes,
+    rows_note,
     score_name,
     unwritten_notes,
 )
@@ -135,7 +136,7 @@ def copy_packaged(name: str, target: Path) -> bool:
 class PreviewedExample:
     """One example as the model sees it: where it is from, its prompt, and of each candidate its text, the scored
     tokens, and whether it is the right one; of a chat, the text and the tokens of each earlier answer that is trained,
-    too."""
+    too. Where each candidate has a prompt of its own, that stands in its text."""
 
     where: str
     prompt: str
@@ -192,26 +193,25 @@ def unusual_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
             one for one in encoded if not getattr(one, "joined", True)
         ],
     }
-    return [
-        f"{len(rows)} of {len(encoded)} rows {what}; the first is {rows[0].example.where}"
-        for what, rows in kinds.items()
-        if rows
-    ]
+    return [rows_note([one.example.where for one in rows], len(encoded), what) for what, rows in kinds.items() if rows]
 
 
 def _preview_of(example: Example, encoded: Any, tokenizer: Any) -> PreviewedExample:
+    texts: Sequence[str] = encoded.example.candidates
+    scored: list[list[int]]
     if isinstance(encoded, TokenizedText):
-        scored: list[list[int]] = [[] for _ in example.candidates]
-        prompt = tokenizer.decode(encoded.tokens)
+        prompt, scored = encoded.tokens, [[] for _ in texts]
     elif isinstance(encoded, TokenizedCloze):
-        scored, prompt = [[target] for target in encoded.targets], tokenizer.decode(encoded.tokens)
+        prompt, scored = encoded.tokens, [[target] for target in encoded.targets]
     else:
+        prompt = encoded.prompt
         scored = [list(row[-count:]) for row, count in zip(encoded.rows, encoded.scored, strict=True)]
-        prompt = encoded.example.prompt
+        if any(row[: len(row) - len(own)] != prompt for row, own in zip(encoded.rows, scored, strict=True)):
+            texts, prompt = [tokenizer.decode(row) for row in encoded.rows], ()  # such as those of channel scores
     candidates = tuple(
         (text, tuple(tokenizer.convert_ids_to_tokens(ids)), index in example.golds)
-        for index, (text, ids) in enumerate(zip(encoded.example.candidates, scored, strict=True))
+        for index, (text, ids) in enumerate(zip(texts, scored, strict=True))
     )
     pieces = [encoded.rows[0][start:end] for start, end in getattr(encoded, "earlier_spans", ())]
     earlier = tuple((tokenizer.decode(ids), tuple(tokenizer.convert_ids_to_tokens(ids))) for ids in pieces)
-    return PreviewedExample(example.where, prompt, candidates, earlier)
+    return PreviewedExample(example.where, tokenizer.decode(prompt), candidates, earlier)

@@ -120,6 +120,19 @@ class Example:
         return "\n".join(self.texts) or self.prompt
 
 
+def rows_note(places: Sequence[str], count: int, what: str) -> str:
+    """A note on some of `count` rows: how many they are, and the one of them that stands first in its file.
+
+    Args:
+        places: file and line of each, and what may follow.
+    """
+    first = min(places, key=lambda place: [(text, int(part or 0)) for text, part in _NUMBERS.findall(place)])
+    return f"{len(places)} of {count} rows {what}; the first is {first}"
+
+
+_NUMBERS = re.compile(r"(\D*)(\d*)")
+
+
 def shown_row(row: Row) -> str:
     """A row for a message: its line, and its truncated values."""
     place = re.search(r"( row |:)(\d+)(:\d+)?$", row.where)
