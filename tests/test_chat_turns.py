@@ -172,9 +172,11 @@ def test_calls_of_tools_are_trained_and_what_tools_say_is_not(asking):
 
 def test_an_answer_that_nothing_is_asked_before_is_not_trained(asking):
     own = asking(CHATML)
-    (one,) = encode(own, [chat(said("hello"), ASKED, said("a joy"), ASKED, ANSWER)])
+    (one,) = encode(own, [chat(said("hello"), ASKED, said("a joy"), ASKED, ANSWER)], require_all=True)
     assert pieces(own, one) == ["a joy<|im_end|>"] * 2
-    assert one.untrained == "turn 1: nothing is asked before it"
+    assert one.untrained == ""
+    (note,) = unwritten_notes(own, [one])
+    assert note.startswith("1 of 1 rows begin with an answer, which is read and not trained")
     (after,) = encode(own, [chat(SYSTEM, said("hello"), ASKED, ANSWER)])
     assert pieces(own, after) == ["hello<|im_end|>", "a joy<|im_end|>"]
 
@@ -255,7 +257,7 @@ def test_answers_that_a_cut_reaches_are_not_trained(asking, bos):
         assert all(cut.rows[0][at] == whole.rows[0][at + dropped] for at in cut.places(0))
         assert bool(cut.untrained) == (len(cut.earlier_spans) < 2)
         if cut.untrained:
-            with pytest.raises(DataError, match="cannot be trained: task.truncate=left cuts it"):
+            with pytest.raises(DataError, match="cannot be trained: task.truncate=left cuts [12] of [12] of them"):
                 encode(own, [chat(*LONG)], limit, truncate=True, require_all=True)
         seen.add(len(cut.earlier_spans))
     assert seen == {0, 1, 2}
@@ -302,6 +304,8 @@ def test_other_weights_are_refused_with_their_place(turns, says):
     with pytest.raises(DataError, match=says) as refused:
         chat(*turns)
     assert "weight" in refused.value.hint
+    with pytest.raises(DataError, match="turn 1 has the role 'asistant'"):  # the mistake that matters
+        chat({"role": "asistant", "content": "a", "weight": 3}, ANSWER)
 
 
 # runs

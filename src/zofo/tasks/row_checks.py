@@ -80,6 +80,8 @@ def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
         lost = [f"have what the chat template does not write: {what}" for what in getattr(one, "unwritten", ())]
         if unknown is not None and any(unknown in row for row in one.rows):
             lost.append(f"hold characters that the tokenizer does not know, and reads as {tokenizer.unk_token}")
+        if one.example is not None and one.example.messages and one.example.messages[0][0] == "assistant":
+            lost.append("begin with an answer, which is read and not trained, since nothing is asked before it")
         for what in lost:
             rows.setdefault(what, []).append(one.example.where if one.example is not None else "")
     notes = [rows_note(places, len(encoded), what) for what, places in rows.items()]

@@ -129,7 +129,8 @@ def encode(
         cut = whole - len(rows[0])
         kept = tuple((first - cut, end - cut) for first, end in earlier if not cut or first - cut > head)
         if len(kept) < len(earlier):
-            untrained = untrained or "task.truncate=left cuts it, or all that stands before it"
+            count = f"{len(earlier) - len(kept)} of {len(earlier)}"
+            untrained = untrained or f"task.truncate=left cuts {count} of them, or all that stands before"
         if untrained and require_all:
             raise DataError(
                 f"{one.example.where}: an earlier answer cannot be trained: {untrained}",
@@ -216,8 +217,6 @@ def _earlier(
 
 def _asked_until(speller: Speller, example: Example, place: int, whole: Asked) -> Asked | str:
     """A chat up to one of its earlier answers, or why that is not what the whole chat begins with."""
-    if place == 0:
-        return "nothing is asked before it"
     try:
         alone = write_chat(speller, chat_until(example, place), whole=False)
         check_reasoning_prompts([whole, alone])

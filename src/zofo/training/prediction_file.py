@@ -144,7 +144,7 @@ def _asked(fields: Mapping[str, Any], messages: str | None) -> tuple[Mapping[str
     if isinstance(turns, str):
         return {**fields, messages: [{"role": "user", "content": turns}]}, True
     if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping) and turns[-1].get("role") == "assistant":
-        turns = turns[: max(trained_places(turns), default=0) or -1]
+        turns = turns[: max(trained_places(turns), default=-1)]
     return {**fields, messages: turns}, False
 
 

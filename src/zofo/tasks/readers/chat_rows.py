@@ -37,12 +37,12 @@ def chat_example(name: str, column: str, fields: Mapping[str, Any], right: bool)
 
 
 def trained_places(turns: Any) -> list[int]:
-    """Where the answers stand that are trained; none in what are no turns."""
+    """Where the answers stand that are trained: those after another turn; none in what are no turns."""
     given = turns if isinstance(turns, list | tuple) else ()
     return [
         place
         for place, turn in enumerate(given)
-        if isinstance(turn, Mapping) and turn.get("role") == "assistant" and turn.get(WEIGHT) != 0
+        if place and isinstance(turn, Mapping) and turn.get("role") == "assistant" and turn.get(WEIGHT) != 0
     ]
 
 
@@ -129,8 +129,9 @@ def check_turns(column: str, turns: Any, answered: bool = True) -> None:
         message = f"column {column!r} does not end with an answer of the assistant, but with a turn of the "
         hint = "add the answer, or remove what follows the last"
         raise RowError(f"{message}{turns[-1]['role']}", hint, "last turn")
-    if answered and not any(places := trained_places(turns)):  # the first turn is at 0
-        why = "has the weight 0 in every answer" + (" but one that nothing is asked before" if places else "")
+    if answered and not trained_places(turns):
+        opens = turns[0]["role"] == "assistant"
+        why = "has the weight 0 in every answer" + (" but one that nothing is asked before" if opens else "")
         hint = "give an answer after a turn of the user weight 1, or remove the row"
         raise RowError(f"column {column!r} {why}, so that none is trained", hint, "no weight")
 
@@ -139,7 +140,7 @@ def _check_turn(place: str, number: int, turn: Any) -> None:
     if not isinstance(turn, Mapping):
         raise RowError(f"{place} is {truncate_repr(turn)}, without role and content", _TURNS, "turn")
     weight = turn.get(WEIGHT)
-    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+    if turn.get("role") in ROLES and weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
         hint = "weight is 1 (trained, the default) or 0 (not trained); of turns that are no answers it is not read"
         raise RowError(f"{place} has the weight {truncate_repr(weight)}", hint, "weight")
     if turn.get("role") == "assistant" and turn.get("tool_calls") and turn.get("content") in (None, ""):

@@ -357,7 +357,7 @@ def turns_asked(example: Example, form: Callable[[str], str] = str) -> list[byte
     """
     found, so_far = [], b""
     for place, (role, content, *others) in enumerate(example.messages):
-        if place and place in example.earlier_answers:
+        if place in example.earlier_answers:
             found.append(so_far)
         more = [{key: value for key, value in json.loads(one).items() if key not in NAMING} for one in others]
         so_far = blake2b(so_far + repr((role, form(content), *filter(None, more))).encode(), digest_size=16).digest()
