@@ -181,7 +181,9 @@ def test_preview(run_zofo, given):
     first = seen["examples"][0]
     assert first["prompt"] == "dull film number 0 It was"
     assert first["candidates"] == [[" terrible", ["Ġterrible"], True], [" great", ["Ġgreat"], False]]
-    code, out, _ = run_zofo("preview", *given, "task.scoring=channel", "--json")  # each prompt begins with its candidate
+    code, out, _ = run_zofo(
+        "preview", *given, "task.scoring=channel", "--json"
+    )  # each prompt begins with its candidate
     ((text, tokens, right), _) = json.loads(out)["examples"][0]["candidates"]
     assert (text, right) == ("terrible\ndull film number 0 It was", True)
     assert tokens[-2:] == ["ĠIt", "Ġwas"]
