@@ -20,13 +20,14 @@ from rich.console import Console
 
 from conftest import build_model, review_rows, with_soak, write_rows
 from metaicl_rows import write_tasks
+from zofo.cli.terminal import Terminal
 from zofo.errors import CheckpointError, Interrupted, NonFiniteError, RunError
 from zofo.methods import METHODS
+from zofo.signals import Signals
 from zofo.tasks import packaged_text
 from zofo.training import RunFolder, TaskEvaluator, read_config, train
 from zofo.training.checkpoint import Checkpoints, damage_of
 from zofo.training.resume import find_resumable_run
-from zofo.training.signals import Signals
 
 STEPS = 12
 LR = {"rule": {"lr": 1e-3}}
@@ -279,6 +280,26 @@ def test_what_answers_a_signal_has_spoken_before_the_work_is_left():
 @pytest.mark.promise(10)
 def test_ctrl_c_leaves_with_130(configured, ctrl_c):
     assert stopped_at(configured("mezo"), 2, signal.SIGINT).exit_code == 130
+
+
+@pytest.mark.promise(10)
+def test_a_run_that_nobody_reads_saves_and_leaves_with_141(configured, whole_of):
+    """As behind `| head`, which closes the pipe."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            if "step 3/" in text:
+                raise BrokenPipeError
+            return super().write(text)
+
+    console = Terminal()
+    console.file = Closed()
+    with pytest.raises(Interrupted) as stopped:
+        train(configured("mezo"), console)
+    assert (stopped.value.exit_code, stopped.value.steps) == (141, 3)
+    assert contents(train(configured("mezo")).path) == whole_of("mezo")
+    with pytest.raises(BrokenPipeError):  # where no run is under way
+        console.on_broken_pipe()
 
 
 @pytest.mark.promise(10)

@@ -30,12 +30,12 @@ from covering import grid
 from several_processes import Started
 from zofo.errors import DataError, Interrupted, RunError, ZofoError
 from zofo.methods import METHODS, MeZO
+from zofo.signals import Signals
 from zofo.studies import plan_study, process_pool, read_study, report_study, run_study
 from zofo.studies.config import COLUMNS
 from zofo.studies.problems import PROBLEMS, LeastSquares
 from zofo.studies.store import Store
 from zofo.training import RunFolder, evaluate_run, read_config, train
-from zofo.training.signals import Signals
 from zofo.trees import merge_trees
 
 SGD = {"name": "first-order", "parameters": "all", "optimizer": "sgd", "batch_size": 8}

@@ -111,7 +111,7 @@ class _Verbs(typer.Typer):
 @contextmanager
 def _saving_nothing() -> Iterator[None]:
     """While it is open, a process that is asked to stop leaves, and says that it begins again."""
-    from zofo.training.signals import Signals
+    from zofo.signals import Signals
 
     with leaving_when_stopped(), Signals().raise_on_signal():
         yield

@@ -22,6 +22,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from zofo.signals import remember_closed_pipe
 from zofo.temporary import temporarily
 
 # control characters but tab and new line, marks that turn the order of a line around or hide in it, lone surrogates
@@ -88,8 +89,10 @@ class Terminal(Console):
         Console.file.fset(self, new)  # type: ignore[attr-defined]
 
     def on_broken_pipe(self) -> None:
-        """Raises BrokenPipeError, which ends a verb, where rich would leave the process with no word to a run."""
+        """Let a run stop and save, or raise BrokenPipeError, which ends a verb; rich would leave the process."""
         self.quiet = True
+        if remember_closed_pipe():
+            return
         raise BrokenPipeError(errno.EPIPE, "nobody reads what it shows any more")
 
     def say(self, *parts: str | tuple[str, str]) -> None:

@@ -24,9 +24,9 @@ from zofo.demo.scenes import SCENES, Scene, write_files
 from zofo.demo.side_by_side import Share, train_each
 from zofo.errors import RunError
 from zofo.report import ReportedRun, compare_runs, read_runs, write_report
+from zofo.signals import Signals
 from zofo.significance import paired
 from zofo.training import RunFolder, as_percent
-from zofo.training.signals import Signals
 
 Rows = dict[str, dict[str, Any] | None]
 """By name, what came out of a run; None of one that failed."""

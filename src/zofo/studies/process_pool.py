@@ -19,11 +19,11 @@ from typing import Any
 from zofo.errors import Interrupted, NonFiniteError, RunError, ZofoError
 from zofo.filesystem import cannot_write
 from zofo.interpreters import begin_worker, safe_path, worker_context
+from zofo.signals import Signals
 from zofo.studies.grid import execution_of
 from zofo.studies.result import Outcome, made_from
 from zofo.studies.store import Store
 from zofo.studies.trial import StudyRun
-from zofo.training.signals import Signals
 
 _KEPT = "before its end; what its runs have saved is kept"
 _tell: list[Callable[[tuple[int, str]], None]] = []  # of a process of a pool: takes its id, and the run that it begins

@@ -17,8 +17,8 @@ from zofo.config import read_json_object
 from zofo.errors import CheckpointError, ZofoError, advice
 from zofo.filesystem import atomic_write_text, fsync, fsync_tree, sha256_of, writing
 from zofo.processes import ALONE, Processes
+from zofo.signals import Signals
 from zofo.training.callbacks import Callback
-from zofo.training.signals import Signals
 from zofo.training.training_config import TrainingConfig
 
 _MANIFEST, _MARKER, _VERSION = "manifest.json", "complete", 1

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from zofo.errors import ConfigError, DataError, RunError, listed
 from zofo.filesystem import atomic_write_text, check_file_not_taken, locked, real, sha256_of, write_file, writing
+from zofo.signals import Signals
 from zofo.tasks import Example
 from zofo.tasks.columns import check_present, columns_in_file, explaining, renamed
 from zofo.tasks.readers.chat_rows import trained_places, turns_of
@@ -27,7 +28,6 @@ from zofo.training.predictor import Predictor
 from zofo.training.progress import log_console, row_progress, say, working
 from zofo.training.row_files import WRITTEN, row_bytes
 from zofo.training.run_folder import RunFolder
-from zofo.training.signals import Signals
 
 _JOURNAL = "zofo predictions 1"
 _NOTHING = "before a row was answered"

@@ -13,6 +13,7 @@ from zofo.evaluators import Counts
 from zofo.methods import Method, TrainingContext
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Rewards
+from zofo.signals import Signals
 from zofo.tasks import Split
 from zofo.training.callbacks import BestCheckpoint, Callback, EvaluationCallback
 from zofo.training.checkpoint import CheckpointCallback, Checkpoints
@@ -25,7 +26,6 @@ from zofo.training.loop import NonFiniteSkipCounter, run_loop
 from zofo.training.progress import EvaluationProgress, say, start_notes
 from zofo.training.run_folder import RunFolder
 from zofo.training.run_state import RunState, should_checkpoint_weights
-from zofo.training.signals import Signals
 
 
 @dataclass(frozen=True)

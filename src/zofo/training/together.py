@@ -14,6 +14,7 @@ from zofo.backbone import fingerprint
 from zofo.errors import ConfigError, RunError
 from zofo.methods import METHODS, Method, TrainingContext
 from zofo.processes import Processes
+from zofo.signals import Signals
 from zofo.tasks import batches
 from zofo.training.callbacks import Callback, RewardMeans
 from zofo.training.checkpoint import Checkpoint, CheckpointCallback
@@ -27,7 +28,6 @@ from zofo.training.run_folder import RunFolder
 from zofo.training.run_record import CONFIG
 from zofo.training.run_state import ResumePoint
 from zofo.training.session import LoopParts, Session, loop_parts, rewards_of, run_parts, trajectory_header
-from zofo.training.signals import Signals
 from zofo.training.versions import device_fingerprint
 
 

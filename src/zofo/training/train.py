@@ -20,6 +20,7 @@ from zofo.filesystem import fsync, writing
 from zofo.methods import METHODS, Method, TrainingContext
 from zofo.objectives import REWARD, Rewards, as_rewards
 from zofo.processes import Processes, joined
+from zofo.signals import Signals
 from zofo.tasks import METRICS, Split
 from zofo.training.before_after import BeforeAfter
 from zofo.training.callbacks import (
@@ -66,7 +67,6 @@ from zofo.training.session import (
     say_notes,
     trajectory_header,
 )
-from zofo.training.signals import Signals
 from zofo.training.together import SameState, accompany, begun_run, check_reward, check_same, check_shareable, resumed
 from zofo.training.trackers import Trackers, check_trackers
 from zofo.training.training_config import TrainingConfig, lr_schedule

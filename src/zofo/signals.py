@@ -1,4 +1,6 @@
-"""SIGTERM and Ctrl-C: a run finishes what it is at and saves; a second one leaves at once."""
+"""SIGTERM and Ctrl-C, and a pipe that nobody reads: a run finishes what it is at and saves; a second signal leaves at
+once.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,24 @@ from contextlib import contextmanager
 from types import FrameType
 
 from zofo.errors import Interrupted
+from zofo.temporary import temporarily
 
 _CAUGHT = (signal.SIGTERM, signal.SIGINT)
 _open: list[Signals] = []  # whose handlers are or were set, the innermost last
+
+
+def remember_closed_pipe() -> bool:
+    """Let a run that is under way, and saves, stop as after SIGTERM, since nobody reads any more what it shows.
+
+    Returns:
+        Whether there is one; else nothing is remembered.
+    """
+    number = getattr(signal, "SIGPIPE", None)  # which Windows lacks
+    if number is None or not any(one._defers for one in _open):
+        return False
+    for one in _open:
+        one.received = one.received or number
+    return True
 
 
 class Signals:
@@ -20,6 +37,7 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self.doing = ""  # what is finished before the process leaves
+        self._defers = False
 
     @contextmanager
     def defer_signals(self, answer: Callable[[str], None] = lambda _: None) -> Iterator[None]:
@@ -42,7 +60,7 @@ class Signals:
                 answers[-1].start()
 
         try:
-            with self._handling(remember):
+            with self._handling(remember), temporarily(self, _defers=True):
                 yield
         finally:
             for thread in answers:  # so that it says this before what is said next
