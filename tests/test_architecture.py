@@ -42,7 +42,7 @@ ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["config"],
     ["registry", "retired_keys", "trees"],
     ["plugins"],
-    ["filesystem", "interpreters", "fork_server", "hub", "processes", "signals", "significance"],
+    ["filesystem", "interpreters", "fork_server", "hub", "processes", "signals", "significance", "threads"],
     ["temporary"],
     ["errors"],
 ]

@@ -375,8 +375,14 @@ def test_in_place_only_tensors_of_the_block_are_drawn_for_and_written(monkeypatc
             return super().draw(key, name, shape, block, device)
 
     backbone = Backbone(module, Seen(), mask=BlockRotation(num_blocks=4))
-    pieces, written = backbone._pieces, set()
-    monkeypatch.setattr(backbone, "_pieces", lambda name, *others: written.add(name) or pieces(name, *others))
+    jobs, written = backbone._jobs, set()
+
+    def noted(name, *others):
+        own = jobs(name, *others)
+        written.update([name] if own else [])
+        return own
+
+    monkeypatch.setattr(backbone, "_jobs", noted)
     evaluator = InPlace(module, backbone)
     for step in range(4):
         key = Key(0, step)

@@ -257,15 +257,15 @@ def test_ctrl_c_in_a_sweep_comes_after_it(evaluator, monkeypatch):
     optimizer = MeZO(model, evaluator=evaluator, lr=0.02)
     optimizer.step(losses_of(model))
     before, backbone, asked = bits(model), optimizer._zo.backbone, []
-    write = type(backbone)._write
+    write = type(backbone)._jobs
 
     def interrupted(self, *parts):
         if not asked:
             os.kill(os.getpid(), signal.SIGINT)
         asked.append(parts)
-        write(self, *parts)
+        return write(self, *parts)
 
-    monkeypatch.setattr(type(backbone), "_write", interrupted)
+    monkeypatch.setattr(type(backbone), "_jobs", interrupted)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         optimizer.step(losses_of(model))

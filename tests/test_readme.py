@@ -85,7 +85,7 @@ GUIDES = {
     "classify": {"validate", "train", "eval", "predict"},
     "chat": {"preview", "eval", "train", "predict"},
     "reward": {"train"},
-    "big-model": {"train", "export"},
+    "big-model": {"estimate", "train", "export"},
     "many-runs": {"study"},
 }
 TEMPLATE = (
@@ -107,10 +107,11 @@ def chat_model(tmp_path, tokenizer) -> Path:
 @pytest.mark.soak
 @pytest.mark.parametrize("name", GUIDES)
 def test_commands_of_a_guide(name, chat_model, tmp_path, monkeypatch, capsys):
-    """Also its programs and its study; the pages after the first take the rows of the first."""
+    """Also its programs and its study; pages take the rows of those on classifying and on chats."""
     text, model = with_few_steps(page(name)), str(chat_model)
-    rows = next(block for block in blocks("sh", page("classify")) if "printf " in block)
-    shell(rows, cwd=tmp_path)
+    for source in ("classify", "chat"):
+        rows = next(block for block in blocks("sh", page(source)) if "printf " in block)
+        shell(re.split(r"^zofo ", rows, flags=re.MULTILINE)[0], cwd=tmp_path)
     for program in blocks("python", text):
         if file := re.match(r"# (\w+\.py)\n", program):
             (tmp_path / file[1]).write_text(program, encoding="utf-8")

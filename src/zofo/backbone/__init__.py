@@ -1,6 +1,6 @@
 """The tensors that move, and the models they belong to."""
 
-from zofo.backbone.backbone import Backbone, Elementwise, Rounding, Update, fingerprint, without_decay
+from zofo.backbone.backbone import Backbone, Rounding, fingerprint, without_decay
 from zofo.backbone.base_copy import BaseCopy
 from zofo.backbone.distance import BackboneDistance, distance, length_of
 from zofo.backbone.selection import (
@@ -14,6 +14,7 @@ from zofo.backbone.selection import (
 )
 from zofo.backbone.stochastic_rounding import at_least_float32, write_rounded_
 from zofo.backbone.theta import Theta, UpdateLog
+from zofo.backbone.update import Elementwise, Update
 
 __all__ = [
     "Theta",

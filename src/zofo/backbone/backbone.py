@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
 from zofo.backbone.selection import movable
-from zofo.backbone.stochastic_rounding import rounding_bits, stochastically_rounded
+from zofo.backbone.update import DIRECT, Change, Update, write_block
 from zofo.displacement import Displacement, Key
-from zofo.errors import ModelError, NonFiniteError
+from zofo.errors import ModelError
 from zofo.models import plain_tensors
-from zofo.noise import Block, DirectionSampler, Mask, Noise, Shape, masked
-
-Elementwise = Callable[[str, int, Block, torch.Tensor], torch.Tensor]
-"""(tensor name, its number of entries, block, the gradient there as float32) -> what is added there."""
+from zofo.noise import DirectionSampler, Mask, Noise, Shape, masked
+from zofo.threads import run_jobs
 
 Rounding = Literal["stochastic", "nearest"]
 """How an update of half-precision weights is rounded: to one of the two neighbours, the nearer the likelier, so that
 its mean is exact; or to the nearest, as in other code."""
 
-_LARGEST = 3e38  # of a coefficient, in float32
-_CPU_BLOCK, _DEVICE_BLOCK = 1 << 18, 1 << 24  # entries: fits a core's cache; few launches
-_DIRECT = (torch.float32, torch.float64)  # number types that are added to as they stand
+_CPU_BLOCK, _DEVICE_BLOCK = 1 << 19, 1 << 24  # entries: about a core's cache; few launches
 _GATHERED = 64  # keys of updates that are written in one sweep
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a rule does to the backbone in one step: `theta <- (1 - decay_factor) theta + displacement`.
-
-    With `displacement_decay`, `theta <- theta_0 + (1 - displacement_decay) (theta - theta_0) + displacement`.
-
-    Args:
-        displacement: what is added; with `dense_update_fn`, the gradient that it turns into what is added.
-        decay_factor: the share taken off each tensor that decays (learning rate times weight decay).
-        dense_update_fn: for rules that no displacement can express (sign, Adam); None for all others.
-        lr: the learning rate that `dense_update_fn` was made with, where it is not the rule's own: a replay needs it.
-        displacement_decay: the share taken off what theta has moved from theta_0, where the first such update found it;
-            None where nobody asks how far it has moved.
-    """
-
-    displacement: Displacement
-    decay_factor: float = 0.0
-    dense_update_fn: Elementwise | None = None
-    lr: float | None = None
-    displacement_decay: float | None = None
-
-    @property
-    def rounding_key(self) -> Key | None:
-        """The newest of its keys, which gives the bits of stochastic rounding."""
-        return max(self.displacement, default=None)
-
-    def check_finite(self) -> None:
-        """Raises NonFiniteError for a coefficient that is not finite in float32."""
-        for key, coefficient in self.displacement.items():
-            if not abs(coefficient) < _LARGEST:
-                raise NonFiniteError(f"update {coefficient} along {key}", key.step)
 
 
 class Backbone:
@@ -229,75 +192,64 @@ class Backbone:
     ) -> None:
         """Write `home` and updates, one after the other, into every tensor; each with the key that rounds it."""
         self.is_corrupt = True  # until all is written: an interrupt in between cannot be undone exactly
-        for name, tensor in self.tensors.items():
-            if len(writes) > 1 and tensor.dtype in _DIRECT and not any(update.decay_factor for update, _ in writes):
-                terms = [update.displacement.items() for update, _ in writes]
-                sums = [[(key, value) for key, value in each if self.is_active(key, name)] for each in terms]
-                for block, piece in self._pieces(name, tensor, directions.whole, None):
-                    directions.add_sequentially(piece, sums, name, block)
-            else:
-                for update, rounding in writes:
-                    self._write(name, tensor, update, rounding, home, directions)
+        tensors = self.tensors.items()
+        jobs = [job for name, tensor in tensors for job in self._jobs(name, tensor, writes, home, directions)]
+        by_rule = any(update.dense_update_fn is not None for update, _ in writes)  # which remembers, and in order
+        if self.device.type != "cpu" or by_rule or (directions.whole and self.dtypes <= {*DIRECT}):
+            for job in jobs:
+                job()
+        else:
+            run_jobs(jobs)
         self.sweeps += 1
         self.is_corrupt = False
 
-    def _write(
+    def _jobs(
         self,
         name: str,
         tensor: torch.Tensor,
-        update: Update,
-        rounding: Key | None,
+        writes: Sequence[tuple[Update, Key | None]],
         home: Displacement,
         directions: DirectionSampler,
-    ) -> None:
-        """Write `home` and an update into one tensor."""
+    ) -> list[Callable[[], None]]:
+        """What writes `home` and updates into one tensor, one after the other: a job for each block.
+
+        Blocks are whole rows where they can be. A tensor that needs no copy and is added to at once is one block.
+        """
+        changes = [Change(update, rounding, *self._terms(name, update, home)) for update, rounding in writes]
+        changes = [change for change in changes if change.is_active]
+        by_rule = any(update.dense_update_fn is not None for update, _ in writes)
+        size = self._block or (_CPU_BLOCK if tensor.device.type == "cpu" else _DEVICE_BLOCK)
+        if self._block is None and tensor.dim() > 1 and tensor.numel():
+            columns = tensor.numel() // tensor.shape[0]
+            at_once = directions.whole and not by_rule and tensor.dtype in DIRECT
+            size = tensor.numel() if at_once else max(1, size // columns) * columns
+        flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
+        starts = range(0, flat.numel(), size) if changes else ()
+        blocks = [(start, min(start + size, flat.numel())) for start in starts]
+        jobs = [functools.partial(write_block, name, flat, block, changes, directions) for block in blocks]
+        if tensor.is_contiguous():
+            return [*jobs]
+
+        def all_of_them() -> None:
+            for job in jobs:
+                job()
+            tensor.copy_(flat.view(tensor.shape))
+
+        return [all_of_them]
+
+    def _terms(self, name: str, update: Update, home: Displacement) -> tuple[float, list[tuple[Key, float]]]:
+        """The share that an update takes off a tensor, and what is added to it along directions.
+
+        There is one term for each key: a direction that is both left and updated along is drawn once.
+        """
         keep = 1.0 - update.decay_factor if name in self.decays else 1.0
-        # one term for each key: a direction that is both left and updated along is drawn once
         add = home * keep + update.displacement if update.dense_update_fn is None else home * keep
         terms = [(key, coefficient) for key, coefficient in add.items() if self.is_active(key, name)]
-        if not terms and keep == 1.0 and update.dense_update_fn is None:
-            return
-        at_once = directions.whole and update.dense_update_fn is None
-        for block, piece in self._pieces(name, tensor, at_once, rounding):
-            if keep != 1.0:
-                piece.sub_(piece, alpha=update.decay_factor)  # 1 - decay has few digits of a small one in float32
-            directions.add_to(piece, terms, name, block)
-            if update.dense_update_fn is not None:
-                gradient = torch.zeros(piece.shape, dtype=torch.float32, device=piece.device)
-                directions.add_to(gradient, update.displacement.items(), name, block)
-                piece.add_(update.dense_update_fn(name, tensor.numel(), block, gradient).to(piece.dtype))
+        return 0.0 if keep == 1.0 else update.decay_factor, terms
 
     def directions(self, keys: Iterable[Key]) -> DirectionSampler:
         """The directions of some keys for the selected tensors, in the form that `apply_` adds."""
         return self.noise.directions(keys, self.shapes, self.device)
-
-    def _pieces(
-        self, name: str, tensor: torch.Tensor, at_once: bool, rounding: Key | None
-    ) -> Iterator[tuple[Block, torch.Tensor]]:
-        """The blocks of a tensor as flat, writable, float32 or float64 pieces; written back when the loop goes on.
-
-        Blocks are whole rows where they can be. With `at_once` a tensor that needs no copy is one block.
-        """
-        size = self._block or (_CPU_BLOCK if tensor.device.type == "cpu" else _DEVICE_BLOCK)
-        flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
-        direct = tensor.dtype in _DIRECT
-        if self._block is None and tensor.dim() > 1 and tensor.numel():
-            columns = tensor.numel() // tensor.shape[0]
-            size = tensor.numel() if at_once and direct else max(1, size // columns) * columns
-        for start in range(0, flat.numel(), size):
-            block = start, min(start + size, flat.numel())
-            view = flat[slice(*block)]
-            piece = view if direct else view.to(torch.float32)
-            yield block, piece
-            if direct:
-                continue
-            if rounding is None or tensor.dtype not in (torch.bfloat16, torch.float16):
-                view.copy_(piece)
-            else:
-                bits = rounding_bits(rounding, name, block, tensor.device)
-                view.copy_(stochastically_rounded(piece, tensor.dtype, bits))
-        if not tensor.is_contiguous():
-            tensor.copy_(flat.view(tensor.shape))
 
     @torch.no_grad()
     def swap_(self, stored: Mapping[str, torch.Tensor]) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from zofo.backbone.backbone import Backbone, Update
+from zofo.backbone.backbone import Backbone
+from zofo.backbone.update import Update
 from zofo.displacement import Displacement, Key
 from zofo.noise import Noise, Shape
 from zofo.state_dict import StateDict

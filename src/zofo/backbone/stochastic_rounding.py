@@ -25,12 +25,11 @@ def stochastically_rounded(values: torch.Tensor, dtype: torch.dtype, bits: torch
     dropped = 16 if dtype is torch.bfloat16 else 13  # of float32's mantissa bits
     raw = bits.to(torch.int32).bitwise_and_((1 << dropped) - 1).add_(values.view(torch.int32))
     rounded = raw.bitwise_and_(-(1 << dropped)).view(torch.float32)  # infinity stays infinity
-    if dtype is torch.float16:
-        share = ((bits.to(torch.int32) & 0xFFFF).to(torch.float32) + 0.5) / 65536
-        steps = values * _STEPS_BELOW
+    if dtype is torch.float16 and len(few := (values.abs() < _SMALLEST_NORMAL_FLOAT16).nonzero()[:, 0]):
+        share = ((bits[few].to(torch.int32) & 0xFFFF).to(torch.float32) + 0.5) / 65536
+        steps = values[few] * _STEPS_BELOW
         below = steps.floor()  # compared, not added: a sum would have too few digits for all bits of the share
-        small = torch.where(share < steps - below, below + 1, below) / _STEPS_BELOW
-        rounded = torch.where(values.abs() < _SMALLEST_NORMAL_FLOAT16, small, rounded)
+        rounded[few] = torch.where(share < steps - below, below + 1, below) / _STEPS_BELOW
     if not values.sum().isfinite():  # one pass, where a look at each number takes several
         rounded = torch.where(values.isfinite(), rounded, values)
     return rounded

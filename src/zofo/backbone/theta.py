@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from zofo.backbone.backbone import Backbone, Update
+from zofo.backbone.backbone import Backbone
+from zofo.backbone.update import Update
 from zofo.displacement import Displacement, Key
 from zofo.noise import DirectionSampler, FactoredNoise
 from zofo.state_dict import StateDict, of_displacement, to_displacement
