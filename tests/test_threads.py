@@ -16,7 +16,7 @@ from zofo.noise import NOISES, BlockRotation
 from zofo.threads import run_jobs
 
 
-@pytest.fixture(params=[1, 3])
+@pytest.fixture(params=[1, 3, 12])
 def threads(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -34,7 +34,7 @@ def test_all_jobs_are_done_each_on_one_core(threads):
 
     run_jobs([lambda number=number: job(number) for number in range(12)])
     assert sorted(number for number, *_ in done) == [*range(12)]
-    assert len({name for _, name, *_ in done}) == threads
+    assert len({name for _, name, *_ in done}) == min(threads, 8)
     assert {cores for _, _, cores, _ in done} == {1}
     assert torch.get_num_threads() == threads  # elsewhere nothing has changed
     run_jobs([])
@@ -52,9 +52,10 @@ def test_after_an_error_no_job_is_under_way(threads):
 
     with pytest.raises(ValueError, match="two"):
         run_jobs([lambda number=number: job(number) for number in range(100)])
-    assert len(begun) == len(ended) + 1 < 10
+    assert len(begun) == len(ended) + 1 < 30
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_process_that_was_forked_has_threads_of_its_own(threads):
     run_jobs([lambda: None] * 4)
     child = multiprocessing.get_context("fork").Process(target=run_jobs, args=([lambda: None] * 4,))

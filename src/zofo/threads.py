@@ -12,6 +12,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import torch
 
 
+_MOST = 8  # threads: each holds a few MiB, and by then memory is what they wait for
+
+
 def run_jobs(jobs: Sequence[Callable[[], object]]) -> None:
     """Do all jobs, in any order, without gradients.
 
@@ -21,7 +24,7 @@ def run_jobs(jobs: Sequence[Callable[[], object]]) -> None:
     Raises:
         BaseException: what a job raises, or an interrupt; by then none is under way.
     """
-    threads = torch.get_num_threads()
+    threads = min(torch.get_num_threads(), _MOST)
     if threads == 1 or len(jobs) == 1:
         for job in jobs:
             job()
@@ -46,7 +49,7 @@ def run_jobs(jobs: Sequence[Callable[[], object]]) -> None:
 @functools.lru_cache(maxsize=1)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads in each of which torch uses one core; a process that was forked has none of those of its parent."""
-    all_begun = threading.Barrier(threads + 1)
+    all_begun, before = threading.Barrier(threads + 1), torch.get_num_threads()
 
     def begin() -> None:
         torch.get_num_threads()  # torch asks once in each thread how many it has
@@ -57,5 +60,5 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(begin)
     all_begun.wait()
-    torch.set_num_threads(threads)  # of threads that begin later
+    torch.set_num_threads(before)  # in threads that begin later
     return pool
