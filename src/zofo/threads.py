@@ -11,7 +11,6 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import torch
 
-
 _MOST = 8  # threads: each holds a few MiB, and by then memory is what they wait for
 
 
