@@ -48,7 +48,7 @@ def run_jobs(jobs: Sequence[Callable[[], object]]) -> None:
 @functools.lru_cache(maxsize=1)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads in each of which torch uses one core; a process that was forked has none of those of its parent."""
-    all_begun, before = threading.Barrier(threads + 1), torch.get_num_threads()
+    all_begun, before = threading.Barrier(threads), torch.get_num_threads()
 
     def begin() -> None:
         torch.get_num_threads()  # torch asks once in each thread how many it has
@@ -56,8 +56,8 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
         all_begun.wait()
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="zofo")
-    for _ in range(threads):
-        pool.submit(begin)
-    all_begun.wait()
-    torch.set_num_threads(before)  # in threads that begin later
+    try:
+        wait([pool.submit(begin) for _ in range(threads)])
+    finally:
+        torch.set_num_threads(before)  # in threads that begin later
     return pool
