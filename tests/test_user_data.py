@@ -857,9 +857,10 @@ def test_a_head_is_trained_on_own_data(run_zofo, models, data, tmp_path):
     assert code == 0, err
     assert cells(out)["label"] in ("bad", "good")
     for file in ("choices.jsonl", "questions.jsonl"):
-        code, _, err = run_zofo("train", given[0], "--data", data / file, f"output_dir={tmp_path / 'no'}")
-        assert code == 2
-        assert "a classification head gives the same labels to every row" in err
+        for verb in (["train", f"output_dir={tmp_path / 'no'}"], ["validate"]):
+            code, _, err = run_zofo(*verb, given[0], "--data", data / file)
+            assert code == 2
+            assert "a classification head gives the same labels to every row" in err
 
 
 # wrong rows, found before a model is loaded

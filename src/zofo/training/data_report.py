@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import ConfigError, ModelError, UnknownNameError
-from zofo.models import LoadedModel, load_on_meta
+from zofo.models import LoadedModel, head_of, load_on_meta
 from zofo.objectives import answer_notes
 from zofo.recipes import recipe_names, recipe_text
 from zofo.tasks import (
@@ -79,6 +79,8 @@ def validate(config: RunConfig) -> TaskReport:
     shape: LoadedModel | None = None
     if "model" in config.model_fields_set:
         try:
+            if head_of(config.model) == "classification":
+                load_examples(task, config.task, head=True)  # refuses a task without labels, whatever the model
             shape = load_on_meta(config.model, labels=len(task.label_names) or None)
         except (ModelError, UnknownNameError) as error:
             notes.append(f"tokens are not checked: {error.message}")
