@@ -856,6 +856,8 @@ def test_a_head_is_trained_on_own_data(run_zofo, models, data, tmp_path):
     code, out, err = run_zofo("predict", tmp_path / "run", "a joy", "--json")
     assert code == 0, err
     assert cells(out)["label"] in ("bad", "good")
+    _, out, _ = run_zofo("eval", tmp_path / "run", "--data", data / "labels.csv")
+    assert "on all 30 rows of labels.csv, 20 of which it was trained on (majority" in out
     for file in ("choices.jsonl", "questions.jsonl"):
         for verb in (["train", f"output_dir={tmp_path / 'no'}"], ["validate"]):
             code, _, err = run_zofo(*verb, given[0], "--data", data / file)

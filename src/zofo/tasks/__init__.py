@@ -7,7 +7,7 @@ from zofo.tasks.dataset import load_examples, origins_of, resolve_task
 from zofo.tasks.drawing import EpochSampler, with_demonstrations
 from zofo.tasks.metrics import METRICS, Metric, score_name
 from zofo.tasks.multi_task import has_metaicl_rows
-from zofo.tasks.overlap import check_not_trained_on, rows_trained_on, trained_on_notes
+from zofo.tasks.overlap import check_not_trained_on, is_asked, trained_on_notes, trained_questions
 from zofo.tasks.prompt_rendering import render
 from zofo.tasks.readers.row import Example, rows_note
 from zofo.tasks.readers.sources import file_name
@@ -71,7 +71,8 @@ __all__ = [
     "score_name",
     "row_notes",
     "rows_note",
-    "rows_trained_on",
+    "is_asked",
+    "trained_questions",
     "task_content",
     "task_names",
     "trained_on_notes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 
 from zofo.errors import ConfigError, DataError, ZofoError
@@ -57,29 +57,38 @@ def check_not_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, score
         check_no_shared_rows(name, _trained_rows(trained, name), held, f" in the run {run!r}", _INSTEAD)
 
 
-def rows_trained_on(trained: TaskConfig, rows: Sequence[Example]) -> int:
-    """How many of these rows, without demonstrations, ask what a run on one task was trained to answer; 0 for a run on
-    several tasks.
+def trained_questions(trained: TaskConfig, head: bool) -> frozenset[Hashable]:
+    """What a run on one task was trained to answer, as `is_asked` looks it up; nothing of a run on several tasks.
+
+    Args:
+        head: whether for a classification head.
 
     Raises:
-        ZofoError: the rows that it was trained on cannot be read any more.
+        ZofoError: its rows cannot be read any more.
     """
-    if trained.several or not rows:
-        return 0
-    bare, head = trained.model_copy(update={"num_fewshot": 0}), bool(rows[0].texts)
-    own = load_task_examples(resolve_task(trained), bare, ["train"], head=head)["train"]
-    known = {question for one in own for question in questions_of(one, False)}
-    return sum(questions_of(one, False)[-1] in known for one in rows)
+    if trained.several:
+        return frozenset()
+    bare = trained.model_copy(update={"num_fewshot": 0})
+    rows = load_task_examples(resolve_task(trained), bare, ["train"], head=head)["train"]
+    return frozenset(question for one in rows for question in questions_of(one, False))
 
 
-def trained_on_notes(trained: TaskConfig, examples: Mapping[Split, Sequence[Example]], run: str) -> list[str]:
+def is_asked(example: Example, questions: Collection[Hashable]) -> bool:
+    """Whether an example without demonstrations asks one of these questions."""
+    return questions_of(example, False)[-1] in questions
+
+
+def trained_on_notes(
+    trained: TaskConfig, examples: Mapping[Split, Sequence[Example]], run: str, head: bool = False
+) -> list[str]:
     """What to say of validation and test rows whose questions a run that is started from was trained on, as where
     another `split_seed` draws the splits, or that its rows cannot be read any more."""
-    scored = {split: rows for split, rows in examples.items() if split != "train"}
     try:
-        shared = {split: rows_trained_on(trained, rows) for split, rows in scored.items()}
+        known = trained_questions(trained, head)
     except ZofoError as error:
         return [f"it is not known whether {run} was trained on rows that are scored here: {error.message}"]
+    scored = {split: rows for split, rows in examples.items() if split != "train"}
+    shared = {split: sum(is_asked(one, known) for one in rows) for split, rows in scored.items()}
     parts = [f"{count} of {len(examples[split])} rows of {split}" for split, count in shared.items() if count]
     if not parts:
         return []

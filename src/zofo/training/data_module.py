@@ -151,7 +151,7 @@ def check_every_split(config: RunConfig, prepared: PreparedRun) -> list[str]:
         notes.append(f"task.max_rows={most} leaves {most} rows of {', '.join(cut)}: scores are of these rows alone")
     if (start := opened_start(config)) is not None:
         for run in start.chain():
-            notes += trained_on_notes(run.config.task, examples, str(run.path))
+            notes += trained_on_notes(run.config.task, examples, str(run.path), head)
     return [*notes, *row_notes(task, examples), *lost]
 
 

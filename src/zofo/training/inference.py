@@ -14,12 +14,12 @@ from zofo.errors import ConfigError, ZofoError
 from zofo.evaluators import Counts
 from zofo.tasks import (
     SPLITS,
-    Example,
     Split,
+    is_asked,
     known_split,
     origins_of,
     resolve_task,
-    rows_trained_on,
+    trained_questions,
     with_demonstrations,
 )
 from zofo.training.config import RunConfig, read_config
@@ -132,10 +132,10 @@ def _on_all_rows(
             prepared, on = _load_whole(config, data, split, remote_code)
         else:
             prepared, on = prepare_run(config, remote_code, (split,)), split
-        return prepared, on + ("" if task.num_fewshot else _of_training(run, prepared.examples[split]))
+        return prepared, on + ("" if task.num_fewshot else _of_training(run, prepared, split))
     bare = config.model_copy(update={"task": config.task.model_copy(update={"num_fewshot": 0})})
     prepared, on = _load_whole(bare, data, split, remote_code)
-    known = _of_training(run, prepared.examples[split])
+    known = _of_training(run, prepared, split)
     if task.num_fewshot:  # of the run's own rows, as `predict` has them
         solved = with_demonstrations(prepared.examples[split], solved_rows(run), task, prepared.task.separator)
         scorer = scorer_of(config, prepared.task, prepared.loaded)
@@ -143,12 +143,14 @@ def _on_all_rows(
     return prepared, on + known
 
 
-def _of_training(run: RunFolder, rows: Sequence[Example]) -> str:
+def _of_training(run: RunFolder, prepared: PreparedRun, split: Split) -> str:
     """What to say of rows, without demonstrations, that a run, or one that it started from, was trained on."""
+    head = prepared.loaded.head == "classification"
     try:
-        count = max(rows_trained_on(one.config.task, rows) for one in run.chain())
+        known = [trained_questions(one.config.task, head) for one in run.chain()]
     except ZofoError:
         return ", which may be those that it was trained on"
+    count = sum(any(is_asked(row, one) for one in known) for row in prepared.examples[split])
     return f", {count} of which it was trained on" if count else ""
 
 
