@@ -223,19 +223,19 @@ class Backbone:
             columns = tensor.numel() // tensor.shape[0]
             at_once = directions.whole and not by_rule and tensor.dtype in DIRECT
             size = tensor.numel() if at_once else max(1, size // columns) * columns
-        flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
-        starts = range(0, flat.numel(), size) if changes else ()
-        blocks = [(start, min(start + size, flat.numel())) for start in starts]
-        jobs = [functools.partial(write_block, name, flat, block, changes, directions) for block in blocks]
+        starts = range(0, tensor.numel(), size) if changes else ()
+        blocks = [(start, min(start + size, tensor.numel())) for start in starts]
         if tensor.is_contiguous():
-            return [*jobs]
+            flat = tensor.view(-1)
+            return [functools.partial(write_block, name, flat, block, changes, directions) for block in blocks]
 
         def all_of_them() -> None:
-            for job in jobs:
-                job()
-            tensor.copy_(flat.view(tensor.shape))
+            copied = tensor.reshape(-1)
+            for block in blocks:
+                write_block(name, copied, block, changes, directions)
+            tensor.copy_(copied.view(tensor.shape))
 
-        return [all_of_them]
+        return [all_of_them] if blocks else []
 
     def _terms(self, name: str, update: Update, home: Displacement) -> tuple[float, list[tuple[Key, float]]]:
         """The share that an update takes off a tensor, and what is added to it along directions.
