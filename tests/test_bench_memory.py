@@ -74,12 +74,15 @@ def test_a_shape_is_a_model_of_random_weights(tokenizer, monkeypatch, tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_wrong_input_is_said_before_anything_is_measured(options, tmp_path, run_zofo):
+def test_wrong_input_is_said_before_anything_is_measured(options, tmp_path, run_zofo, monkeypatch):
     code, _, said = run_zofo("bench", "memory", "--rows", 0)
     assert code == 2
     assert "--rows is 0" in said
     with pytest.raises(UnknownNameError, match="Did you mean 'qlora-nf4'"):
         bench_memory(options, ["qlora-nf"])
+    monkeypatch.setattr(memory, "_measured", lambda *_: pytest.fail("measured"))
+    with pytest.raises(RunError, match="cannot write"):
+        bench_memory(options, ["inference"], tmp_path / "no" / "folder.jsonl")
     (tmp_path / "rows.jsonl").write_text('{"way": 1', encoding="utf-8")
     with pytest.raises(RunError, match="cannot read"):
         bench_memory(options, ["inference"], tmp_path / "rows.jsonl")

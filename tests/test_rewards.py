@@ -54,6 +54,8 @@ def test_a_function_of_an_example_and_of_a_batch_are_both_taken():
         return [0.5, None, 2]
 
     assert as_rewards(lambda example, prediction: prediction)([CHOICE], [1]) == [1.0]
+    with pytest.raises(ConfigError, match="TypeError"):
+        as_rewards(max)([CHOICE], [1])  # a builtin that does not tell what it takes
     rewards = as_rewards([of_batch, WeightedReward(lambda example, prediction: 1.0, 10.0)])
     assert rewards([CHOICE, TEXT, CHAT], [0, "5", "hey"]) == [10.5, 10.0, 12.0]
     assert seen["prompts"] == ["It was", "2 + 2 =", [{"role": "user", "content": "hello"}]]
@@ -139,6 +141,7 @@ def test_a_file_that_is_none_or_fails_is_said(file, tmp_path):
         (f"{file}:breif", "has no function 'breif'", "did you mean 'brief'"),
         (f"{file}:zzzzzz", "has no function", "it has: brief, positive, broken"),
         (f"{file}:brief*much", "the weight 'much' is no number", "*0.5"),
+        (f"{file}:brief*", "the weight '' is no number", "*0.5"),
         (f"{tmp_path}/failing.py:brief", "failing.py, line 2: x = os.no_such_thing: AttributeError", ""),
     ):
         with pytest.raises(ConfigError, match=message.replace("(", "\\(")) as caught:

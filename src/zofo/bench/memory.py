@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zofo.bench.shapes import SHAPES, random_model
+from zofo.bench.step import check_writable
 from zofo.bench.step_memory import failure, in_a_process, peak_of
 from zofo.bench.step_variants import StepOptions, random_examples, timed
 from zofo.config import parse_model
@@ -165,6 +166,8 @@ def bench_memory(
         if name not in WAYS:
             raise UnknownNameError("way", name, WAYS)
     known = {row.way: row for row in _rows_of(file) if _is_of(row, options) and row.error is None}
+    if file is not None:
+        check_writable(file)
     with _at_hand(options, on_progress) as model:
         for name in [name for name in WAYS if not ways or name in ways]:
             if name in known:

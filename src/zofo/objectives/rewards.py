@@ -213,7 +213,7 @@ def load_reward(spec: str) -> WeightedReward:
     packaged = _packaged(spec)
     if packaged is not None:
         return packaged
-    place, _, weight = spec.partition("*")
+    place, star, weight = spec.partition("*")
     path_text, separator, name = place.rpartition(":")
     path = Path(path_text)
     if not separator or path.suffix != ".py" or not name:
@@ -222,7 +222,7 @@ def load_reward(spec: str) -> WeightedReward:
             f"--reward {spec!r} names no function of a file, and none of: {', '.join(REWARDS)}",
             f"did you mean {near!r}?" if near else "type --reward FILE.py:NAME",
         )
-    factor = _weight(spec, weight, f"{place}*0.5") if weight else 1.0
+    factor = _weight(spec, weight, f"{place}*0.5") if star else 1.0
     function, file = function_of_file(path, name)
     return WeightedReward(function, factor, file, spec)
 
@@ -250,7 +250,11 @@ def _weight(spec: str, weight: str, right: str) -> float:
 
 def _asked(part: WeightedReward, examples: Sequence[Example], answers: Sequence[Answer]) -> list[float | None]:
     """What one reward gives for each answer, checked."""
-    parameters = inspect.signature(part.function).parameters
+    parameters: Mapping[str, inspect.Parameter]
+    try:
+        parameters = inspect.signature(part.function).parameters
+    except (TypeError, ValueError):  # such as a builtin, which is called with the row and the answer
+        parameters = {}
     keywords_alone = all(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
     if "completions" not in parameters and not (parameters and keywords_alone):
         return [_called(part, [one], one, answer) for one, answer in zip(examples, answers, strict=True)]
