@@ -41,12 +41,14 @@ def test_each_way_has_a_row_that_a_second_call_keeps(options, children_here, sma
     assert len({row.weights_bytes for row in rows}) == 2
     assert [MemoryRow(**json.loads(line)) for line in file.read_text().splitlines()] == rows
     code, shown, said = run_zofo(
-        *("bench", "memory", "--model", options.model, "--rows", 2, "--tokens", 6, "--json", file),
+        *("bench", "memory", "--model", options.model, "--rows", 2, "--tokens", 6, "--steps", 1, "--json", file),
         *(part for way in SOME for part in ("--way", way)),
     )
     assert (code, said) == (0, "")
     assert shown.count("GiB") == 2 * len(SOME)
     assert len(children_here) == len(SOME)
+    assert [row.steps for row in bench_memory(replace(options, steps=2), SOME[:1], file)] == [2]
+    assert len(children_here) == len(SOME) + 1
 
 
 def test_all_weights_by_adam_are_predicted_where_there_is_no_room(options, monkeypatch):

@@ -405,7 +405,7 @@ def test_named_parameters_move_as_the_module_does_and_decay_as_their_group():
 
 def test_it_works_in_inference_mode_and_outside_of_it():
     one, other = network(), network()
-    optimizer, beside = MeZO(one, lr=3e-3, momentum=0.5), MeZO(other, lr=3e-3, momentum=0.5)
+    optimizer, beside = MeZO(one, lr=3e-3, momentum=0.5), MeZO(other, lr=3e-3, momentum=0.5, rule={"name": "sgd"})
     with torch.inference_mode():
         optimizer.step(losses_of(one))
     optimizer.step(losses_of(one))

@@ -174,7 +174,7 @@ def test_fewer_training_images_are_the_first_of_them_and_leave_the_other_splits(
     assert torch.equal(few.splits["test"].x, digits.splits["test"].x)
     with pytest.raises(ConfigError, match="held_out is 900"):
         Digits(held_out=900)
-    with pytest.raises(ConfigError, match="rows 1200"):
+    with pytest.raises(ConfigError, match="rows is 1200"):
         Digits(rows=1200)
 
 

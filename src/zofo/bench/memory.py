@@ -105,6 +105,7 @@ class MemoryRow:
         model: as it was asked for.
         examples: in the batch.
         tokens: of each.
+        steps: that were made.
         parameters: of the model; of a quantised one, as many as are packed together count as one.
         weights_bytes: of the model as it is loaded, with what packed weights are unpacked by.
         peak_bytes: the most memory of the process from loading to the last step; None where it failed.
@@ -121,6 +122,7 @@ class MemoryRow:
     model: str
     examples: int
     tokens: int
+    steps: int = 3
     parameters: int | None = None
     weights_bytes: int | None = None
     peak_bytes: int | None = None
@@ -150,7 +152,8 @@ def bench_memory(
     Args:
         options: what is measured.
         ways: which; by default all.
-        file: a row of JSON is added to it for each way; those that it holds already are taken from it.
+        file: a row of JSON is added to it for each way; those that it holds already of the same sizes, torch and number
+            of threads are taken from it.
         on_progress: called with a line about what is being done.
 
     Raises:
@@ -181,7 +184,7 @@ def bench_memory(
 
 def frontier_table(rows: Sequence[MemoryRow]) -> Table:
     """The rows, as a terminal shows them; ratios are over inference in float32."""
-    first = rows[0]
+    first = next((row for row in rows if not row.error), rows[0])
     title = f"{first.model}, {first.examples} x {first.tokens} tokens, {first.device}, {first.threads} threads"
     table = Table(title=Text(title), box=None, pad_edge=False)
     table.add_column("\nway", no_wrap=True)
@@ -213,12 +216,11 @@ def cells_of(row: MemoryRow, floor: MemoryRow | None) -> list[str]:
 
 def _measured(name: str, model: str, options: MemoryOptions) -> MemoryRow:
     """The row of a way, from a process of its own."""
-    own: dict[str, Any] = {key: value for key, value in asdict(options).items() if key != "steps"} | {"way": name}
     try:
         found = in_a_process(_CHILD, [name, {**asdict(options), "model": model}], name)
     except ZofoError as error:
-        return MemoryRow(**own, error=error.message)
-    return MemoryRow(**own, **found)
+        found = {"error": error.message}
+    return MemoryRow(**{"way": name, **asdict(options), **found})
 
 
 def answer() -> None:
@@ -316,7 +318,9 @@ def _at_hand(options: MemoryOptions, on_progress: Callable[[str], None]) -> Iter
 
 
 def _is_of(row: MemoryRow, options: MemoryOptions) -> bool:
-    return (row.model, row.examples, row.tokens) == (options.model, options.examples, options.tokens)
+    """Whether a row can stand beside those that are measured now."""
+    now = asdict(options) | {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    return all(getattr(row, name) == value for name, value in now.items())
 
 
 def _rows_of(file: Path | None) -> list[MemoryRow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import shutil
 import sys
 import time
@@ -195,7 +196,7 @@ def _by_reward(rewards: Mapping[str, RunRewards]) -> list[str]:
     said = []
     for other in others:
         found = paired(values[first], values[other]).difference
-        half = found.half or 0.0
+        half = math.inf if found.half is None else found.half
         clear = abs(found.mean) > half
         middle = abs(found.mean) if clear else found.mean
         between = f"95 %: {middle - half:+.3f} to {middle + half:+.3f} an answer"

@@ -12,6 +12,7 @@ from torch import nn
 
 from zofo.errors import ConfigError
 from zofo.integrations.losses import scored
+from zofo.models import bare_model
 from zofo.optim.base import Ask, ZerothOrderOptimizer
 from zofo.processes import ALONE, Attempt, Processes
 
@@ -45,9 +46,7 @@ class TrainerLosses:
     @property
     def shifted(self) -> bool:
         """Whether the model's loss is that of the next token."""
-        model = self._trainer.model
-        inner = getattr(model, "get_base_model", lambda: model)()
-        return str(getattr(inner, "loss_type", "")) == "ForCausalLM"
+        return str(getattr(bare_model(self._trainer.model), "loss_type", "")) == "ForCausalLM"
 
     def asks(self, model: nn.Module, batches: Sequence[Batch], optimizer: ZerothOrderOptimizer) -> list[Ask]:
         """What an optimizer is to ask for in a step.

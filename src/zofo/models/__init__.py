@@ -18,11 +18,13 @@ from zofo.models.packed_shapes import packed_numbers, weight_bytes
 from zofo.models.padding_check import check_mixed_lengths
 from zofo.models.quantization import is_packed, packing_note, plain_tensors, quantized_as, trim_memory
 from zofo.models.tokenizer_loading import embeddings_of
+from zofo.models.wrappers import bare_model, unwrapped
 
 __all__ = [
     "Head",
     "LoadedModel",
     "ModelConfig",
+    "bare_model",
     "embeddings_of",
     "head_of",
     "is_offloaded",
@@ -43,5 +45,6 @@ __all__ = [
     "save_tensors",
     "takes",
     "trim_memory",
+    "unwrapped",
     "weight_bytes",
 ]

@@ -15,7 +15,7 @@ import torch
 
 from zofo.displacement import Key
 from zofo.errors import ModelError
-from zofo.models import quiet_transformers
+from zofo.models import bare_model, quiet_transformers
 from zofo.noise import random_words
 from zofo.objectives.scoring import only_attends
 from zofo.tasks import TokenizedChoices, rows_note
@@ -181,7 +181,7 @@ def _decoded(
 def _lets_rows_leave(model: Any, keep: KeepRows | None) -> bool:
     """Whether the keys and values of some rows can be taken out of those that a model's generation gives back: not of
     states of another form, nor where an adapter puts its own before them."""
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = bare_model(model)
     if keep is None or not getattr(whole, "_supports_default_dynamic_cache", lambda: False)():
         return False
     prompted = any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
@@ -336,8 +336,7 @@ def _without_own_settings(model: Any) -> Iterator[None]:
     """While it is open, the model brings no settings: transformers would take from them whatever is left out."""
     import transformers
 
-    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
     with ExitStack() as changed:
-        for holder in holders:
+        for holder in {id(one): one for one in (model, bare_model(model))}.values():
             changed.enter_context(temporarily(holder, generation_config=transformers.GenerationConfig()))
         yield

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zofo.backbone import at_least_float32
-from zofo.models import takes
+from zofo.models import bare_model, takes
 from zofo.tasks import Batch, TextBatch
 
 
@@ -60,7 +60,7 @@ def scores(model: nn.Module, batch: Any, by: str = "mean") -> torch.Tensor:
 def head_scores(model: nn.Module, batch: TextBatch) -> torch.Tensor:
     """The logits of a classification head: float32, shape [E, labels]."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if batch.token_type_ids is not None and takes(_unwrapped(model), "token_type_ids"):
+    if batch.token_type_ids is not None and takes(bare_model(model), "token_type_ids"):
         inputs["token_type_ids"] = batch.token_type_ids
     logits: torch.Tensor = model(**inputs).logits
     return at_least_float32(logits)
@@ -103,7 +103,7 @@ def packing_limit(model: nn.Module) -> int | None:
         positions and positions that do not follow from it; then the shortest of its windows of attention and its
         largest position, or None if it has neither.
     """
-    bare: Any = _unwrapped(model)
+    bare = bare_model(model)
     room = inspect.getmodule(type(bare))
     if not hasattr(room, "create_causal_mask"):  # the function of transformers that hands a mask of pairs on as it is
         return 0
@@ -134,7 +134,7 @@ _LIMITS = ("max_position_embeddings", "sliding_window", "attention_chunk_size", 
 def _logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Logits at the last `batch.logits_to_keep` positions, float32, [R, keep, vocabulary]."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": _attention_mask(model, batch)}
-    bare = _unwrapped(model)
+    bare = bare_model(model)
     if batch.position_ids is not None and takes(bare, "position_ids"):
         inputs["position_ids"] = batch.position_ids
     if takes(bare, "logits_to_keep"):  # positions and not their number: gathered, they make the head one matrix product
@@ -150,11 +150,3 @@ def _attention_mask(model: nn.Module, batch: Batch) -> torch.Tensor:
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     visible = batch.visible
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The transformers model inside wrappers of torch.compile, data parallelism and peft, which pass arguments on."""
-    for wrapper in ("_orig_mod", "module"):
-        model = getattr(model, wrapper, model)
-    base = getattr(model, "get_base_model", None)
-    return model if base is None else base()

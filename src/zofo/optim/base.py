@@ -344,10 +344,10 @@ def options_of_step(
         where = {"flush_every": 1, **where}  # whoever looks at the weights between two steps finds theta
     if not 0 <= momentum < 1:
         raise ConfigError(f"momentum is {momentum!r}, but must be 0 or more and below 1", "set momentum=0.9")
-    if momentum and rule != "sgd":
+    if momentum and not as_group("sgd").items() <= moved.items():
         raise ConfigError("momentum and rule are both given", "leave momentum out, or give it as an option of the rule")
     if momentum:
-        moved = {"name": "momentum", "beta": momentum}
+        moved = {**moved, "name": "momentum", "beta": momentum}
     return {
         "noise": as_group(noise),
         "estimator": {**asked, **({} if epsilon is None else {"epsilon": epsilon})},

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zofo.errors import ConfigError
+from zofo.models import unwrapped
 
 Movable = nn.Module | Iterable[Any]
 """A module, or parameters, (name, parameter) pairs, or groups of them."""
@@ -76,17 +77,6 @@ def whole(module: nn.Module) -> nn.Module:
                 "give the model as it was loaded; each process has all of it, and examples are shared out",
             )
     return module
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside of what torch.compile and torch's wrappers make of one, whose names are the usual ones."""
-    while True:
-        inner = getattr(module, "_orig_mod", None)
-        if inner is None and isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = module.module
-        if not isinstance(inner, nn.Module):
-            return module
-        module = inner
 
 
 def _of_groups(groups: list[dict[str, Any]]) -> Given:

@@ -59,8 +59,9 @@ class Digits(Problem):
         left = len(order) - sum(held)
         if left < (rows or 1):
             raise ConfigError(
-                f"problem.held_out is {held_out} and problem.rows {rows}, but there are {len(order)} images in all",
-                "lower either",
+                f"problem.held_out is {held_out}, which is {sum(held)} images, and problem.rows is {rows or 1}, "
+                f"but there are {len(order)} images in all",
+                f"lower problem.held_out{' or problem.rows' if rows else ''}",
             )
         self.splits = {
             "train": _some(given, order[: rows or left]),
