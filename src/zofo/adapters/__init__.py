@@ -16,7 +16,6 @@ from zofo.adapters.fused_lora import FusedLora
 from zofo.adapters.lora import DoraAdapters, Ia3Adapters, LoraAdapters
 from zofo.adapters.peft_config import adapter_of
 from zofo.adapters.prompt_learning import PrefixAdapters, PromptAdapters
-from zofo.adapters.stacked import StackedAdapters
 from zofo.adapters.subspace import SubspaceAdapters
 from zofo.adapters.switched_off import without_adapters
 from zofo.adapters.untrusted import check_untrusted_adapter, load_strange_adapter
@@ -33,7 +32,6 @@ __all__ = [
     "PeftAdapters",
     "PrefixAdapters",
     "PromptAdapters",
-    "StackedAdapters",
     "SubspaceAdapters",
     "adapter_content",
     "adapter_of",

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from zofo.adapters.stacked import as_one_adapter
 from zofo.config import PartConfig, as_group
 from zofo.errors import CheckpointError, ConfigError, RunError, ZofoError, raise_if_out_of_memory
 from zofo.models import load_tensors, save_tensors
@@ -225,9 +226,10 @@ class PeftAdapters(Adapters):
             peft.set_peft_model_state_dict(self._peft, dict(saved), adapter_name=name)
 
     def state_dict(self) -> StateDict:
-        """The tensors that stay, which are the same in all adapters."""
+        """The tensors that stay, which are the same in all adapters; beside those of the adapter below."""
         first = self._tensors[self.names[0]]
-        return StateDict({}, {name: p.detach() for name, p in first.items() if not self.is_trained(name)})
+        own = StateDict({}, {name: p.detach() for name, p in first.items() if not self.is_trained(name)})
+        return own if self._below is None else StateDict().put("below", self._below.state_dict()).put("above", own)
 
     def load_state_dict(self, state: StateDict) -> None:
         """Take back the tensors that stay.
@@ -235,22 +237,24 @@ class PeftAdapters(Adapters):
         Raises:
             CheckpointError: they are of another adapter.
         """
-        names = list(self.state_dict().tensors)
+        if self._below is not None:
+            self._below.load_state_dict(state.part("below"))
+            state = state.part("above")
+        names = [name for name in self._tensors[self.names[0]] if not self.is_trained(name)]
         if set(names) != state.tensors.keys():
             raise CheckpointError("the checkpoint holds other tensors of the adapter than those that stay")
         for own in self._tensors.values():
             load_tensors_state([own[name] for name in names], tensors_to_state([state.tensors[name] for name in names]))
 
     def save(self, adapter: str, folder: Path) -> None:
-        """Write one adapter as a folder that `PeftModel.from_pretrained` loads."""
+        """Write one adapter, together with the one below, as a folder that `PeftModel.from_pretrained` loads."""
         import peft
 
-        state = peft.get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
-        write_adapter(self.configuration(adapter), state, folder)
-
-    def configuration(self, adapter: str) -> Any:
-        """peft's configuration of one adapter."""
-        return self._peft.peft_config[adapter]
+        if self._below is None:
+            state = peft.get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
+            write_adapter(self._peft.peft_config[adapter], state, folder)
+        else:
+            write_adapter(*as_one_adapter(self._peft, (self._below.active, adapter)), folder)
 
 
 ADAPTERS: Registry[type[PeftAdapters]] = Registry("adapter")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from zofo.adapters import AdapterConfig, Adapters, Forward, PeftAdapters, StackedAdapters
+from zofo.adapters import AdapterConfig, Adapters, Forward, PeftAdapters
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts, counting_forwards
 from zofo.evaluators.parameter_use import uncompiled
@@ -68,7 +68,7 @@ def attach_adapters(
 
 def attach_stacked(
     below: AdapterConfig, above: AdapterConfig, context: TrainingContext, names: Sequence[str], batch_size: int
-) -> tuple[StackedAdapters, PeftAdapters, AdapterStart]:
+) -> tuple[PeftAdapters, PeftAdapters, AdapterStart]:
     """Build adapters above another one, which moves by itself; gives that one, too.
 
     Raises:
@@ -83,7 +83,7 @@ def attach_stacked(
     theta, first = attach_adapters(below, context, (BACKBONE,), batch_size)
     with theta.carrying_others():
         pair, second = attach_adapters(above, context, names, batch_size)
-    return StackedAdapters(theta, pair), theta, first.and_then(second)
+    return pair, theta, first.and_then(second)
 
 
 def remember_adapters(adapters: Adapters | None, whole: StateDict) -> StateDict:
