@@ -110,14 +110,6 @@ def test_a_method_completes_the_configuration_and_refuses_a_task():
         config.model_validate({**config.model_dump(exclude={"task"}), "method": config.method})
 
 
-@pytest.mark.parametrize(("former", "hook"), [("complete", "task_defaults"), ("slope_factor", "default_lr")])
-def test_a_hook_that_nobody_calls_any_more_is_refused(former, hook):
-    config = type("Former", (OwnConfig,), {former: classmethod(lambda cls, given: given), "__module__": __name__})
-    with pytest.raises(ValueError, match=f"'former' has the hook Former.{former}, .* write {hook} in its place"):
-        METHODS.register("former")(type("FormerMethod", (MeZO,), {"Config": config}))
-    assert "former" not in METHODS
-
-
 def test_the_rate_of_a_method_with_one_rate_is_tuned(model_folder, data_dir):
     task = {"name": "sst2", "data_dir": str(data_dir), "num_fewshot": 2}
     own, mezo = (

@@ -18,7 +18,6 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the parts are, in the singular, as an error message should call them.
-        check: (name, part) -> raises ValueError for a part that cannot be entered, of which it says what to write.
 
     Example:
         >>> colours = Registry[type]("colour")
@@ -28,8 +27,8 @@ class Registry(Generic[T]):
         'Red'
     """
 
-    def __init__(self, kind: str, check: Callable[[str, T], None] | None = None) -> None:
-        self.kind, self._check = kind, check
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
         self._parts: dict[str, T] = {}
         self._use: dict[str, Callable[[], object]] = {}
 
@@ -37,7 +36,7 @@ class Registry(Generic[T]):
         """A decorator that enters a part under `name`; a name can be taken only once.
 
         Raises:
-            ValueError: it is taken, or holds a slash, as only paths and ids of the Hub do; or the part is refused.
+            ValueError: it is taken, or holds a slash, as only paths and ids of the Hub do.
         """
 
         def enter(part: T) -> T:
@@ -45,8 +44,6 @@ class Registry(Generic[T]):
                 raise ValueError(f"the {self.kind} {name!r} is registered twice")
             if "/" in name:
                 raise ValueError(f"the {self.kind} {name!r} has a slash in its name")
-            if self._check is not None:
-                self._check(name, part)
             self._parts[name] = part
             self._use[name] = registered(lambda: self._parts.pop(name))
             return part

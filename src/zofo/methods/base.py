@@ -379,17 +379,4 @@ class Method(ABC):
         """Write what training left beside the trajectory: adapters or trained weights, as safetensors."""
 
 
-_FORMER_HOOKS = {"complete": "task_defaults", "slope_factor": "default_lr"}  # of a configuration
-
-
-def _check_hooks(name: str, method: type[Method]) -> None:
-    """Raises ValueError for a configuration that has a hook of older versions, which nobody calls."""
-    for old, new in _FORMER_HOOKS.items():
-        if callable(getattr(method.Config, old, None)):
-            raise ValueError(
-                f"the method {name!r} has the hook {method.Config.__name__}.{old}, which is not called any more: "
-                f"write {new} in its place, see docs/extending.md"
-            )
-
-
-METHODS: Registry[type[Method]] = Registry("method", _check_hooks)
+METHODS: Registry[type[Method]] = Registry("method")
