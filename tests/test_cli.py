@@ -300,7 +300,10 @@ def test_a_column_that_is_named_for_these_rows_must_be_among_them(run_zofo, trai
     code, _, err = run_zofo("validate", "--data", rows, "--text", "txet")
     assert code == 2
     assert "no row has a column 'txet', which was given for 'text'\nhint: did you mean 'text'?" in err
-    write_rows(rows, review_rows(4))
+    write_rows(rows, review_rows(40))
+    code, _, err = run_zofo("validate", "task.name=sst2", f"task.data={rows}", "task.columns={sentence: sentance}")
+    assert code == 2
+    assert "no row has a column 'sentance', which was given for 'sentence'\nhint: did you mean 'sentence'?" in err
     words = ("predict", trained, "--data", rows, "--out", tmp_path / "answers.csv")
     code, _, err = run_zofo(*words, "--text", "senntence")
     assert code == 2

@@ -87,7 +87,10 @@ def load_task_examples(
     for origin in dict.fromkeys(task.splits[split].origin for split in (*needed, *compared)):
         rows = _read(task, config, origin)
         if config.columns:
-            rows = renamed(rows, columns_in_file(task, config.columns))
+            named = columns_in_file(task, config.columns)
+            if origin == task.splits["train"].origin and {"train"} < set(splits):  # not other data of a run's columns
+                check_present(rows, named, str(config.data or config.data_dir or task.name), typed=True)
+            rows = renamed(rows, named)
         for split, chosen in divide(task, origin, rows, config).items():
             if split not in needed and split not in compared:
                 continue
