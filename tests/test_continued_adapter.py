@@ -17,7 +17,7 @@ from zofo.methods import METHODS
 from zofo.methods.base import AdapterStart
 from zofo.methods.first_order import FirstOrder
 from zofo.tasks import load_examples, resolve_task
-from zofo.training import RunFolder, read_config, train
+from zofo.training import RunFolder, explain_config, read_config, train
 
 FIRST_ORDER = {"name": "first-order", "batch_size": 4}
 MEZO = {"name": "mezo", "batch_size": 4, "adapter": "lora"}
@@ -197,3 +197,16 @@ def test_rows_that_the_start_was_trained_on_are_named_where_another_seed_draws_t
         known = {one.prompt for one in load_examples(resolve_task(config.task), first.config.task, ["train"])["train"]}
         held = load_examples(resolve_task(config.task), config.task, ["validation"])["validation"]
         assert int(found[1]) == sum(one.prompt in known for one in held) > 0
+
+
+def test_the_model_of_the_run_that_it_starts_from_is_the_default(model_folder, tmp_path):
+    (tmp_path / "first").mkdir()
+    config = read_config(model={"name": str(model_folder), "dtype": "bfloat16"})
+    (tmp_path / "first" / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    start = str(tmp_path / "first")
+    assert read_config(init_from=start).model == config.model
+    assert read_config(init_from=start, model={"dtype": "float32"}).model.name == str(model_folder)
+    assert read_config(init_from=start, model="other").model == read_config(model="other").model
+    assert read_config(init_from=str(tmp_path / "nothing")).model == read_config().model
+    model, *_ = explain_config(None, [f"init_from={start}"])
+    assert (model.value, model.source) == (str(model_folder), f"default for init_from={start}")

@@ -106,7 +106,7 @@ class RunConfig(Config):
     """How long."""
     init_from: Path | None = None
     """A run that this one starts from: its trained weights take the place of the model's own, and an adapter of the
-    same kind and shape goes on from its adapter."""
+    same kind and shape goes on from its adapter. Its model is the default of `model`."""
     output_dir: Path | None = None
     """The folder that the run is written to; by default a new one under `runs`."""
 
@@ -122,6 +122,17 @@ class RunConfig(Config):
         kind, task = _method_class(given.get("method", {})), as_group(given.get("task", {}))
         defaults = {} if kind is None or not isinstance(task, dict) else kind.task_defaults
         return {"method": {}, **given, **({"task": {**defaults, **task}} if defaults else {})}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _completed_by_the_start(cls, given: Any) -> Any:
+        model = as_group(given.get("model", {})) if isinstance(given, dict) else None
+        if not isinstance(model, dict) or "name" in model or not isinstance(given.get("init_from"), str | Path):
+            return given
+        file = Path(given["init_from"]) / "config.yaml"  # where there is none, the run is refused when it is opened
+        recorded = as_recorded(read_yaml(file)) if file.is_file() else None
+        theirs = as_group(recorded.get("model")) if isinstance(recorded, dict) else None
+        return {**given, "model": {**theirs, **model}} if isinstance(theirs, dict) else given
 
     @model_validator(mode="after")
     def _enough_steps(self) -> RunConfig:
