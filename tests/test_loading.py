@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from conftest import build_model, build_tokenizer
 from zofo.adapters.base import quiet_peft
+from zofo.config import parse_model
 from zofo.displacement import Key
 from zofo.errors import ConfigError, ModelError
 from zofo.models import Head, ModelConfig, head_of, load_model, load_tokenizer
@@ -22,7 +23,7 @@ from zofo.models.heads import complete_head, default_head, is_encoder
 from zofo.models.loading import quiet_transformers
 from zofo.models.padding_check import check_fit_for_scoring
 from zofo.noise import Gaussian
-from zofo.training import progress
+from zofo.training import RunConfig, progress
 
 CLASSES: dict[Head, type] = {
     "causal-lm": transformers.AutoModelForCausalLM,
@@ -707,3 +708,18 @@ def test_a_checkpoint_in_half_precision_that_is_loaded_as_float32_is_said(tmp_pa
     (note,) = progress._upcast_note(wider)
     assert note.startswith("weights of bfloat16 are loaded as float32, which takes 0.0 GiB more: model.dtype=bfloat16")
     assert progress._upcast_note(as_it_is) == []
+
+
+def test_auto_is_the_number_type_of_the_checkpoint(model_folder, tokenizer, tmp_path):
+    folder = tmp_path / "half"
+    build_model("llama", len(tokenizer)).bfloat16().save_pretrained(folder)
+    config = parse_model(RunConfig, {"model": {"name": str(folder), "dtype": "auto"}})
+    assert config.model.dtype == "bfloat16"
+    assert config.method == parse_model(RunConfig, {"model": {"name": str(folder), "dtype": "bfloat16"}}).method
+    assert "dtype: bfloat16" in config.to_yaml()
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for named, said in (({}, "names no number type"), ({"dtype": "float64"}, "names float64, which is not trained")):
+        other = {**{key: value for key, value in content.items() if "dtype" not in key}, **named}
+        (folder / "config.json").write_text(json.dumps(other), encoding="utf-8")
+        with pytest.raises(ConfigError, match=said):
+            ModelConfig(name=str(folder), dtype="auto")

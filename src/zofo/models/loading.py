@@ -8,16 +8,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from zofo.config import Config
 from zofo.embedded import EMBEDDED_MODELS
-from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError, first_line, raise_if_out_of_memory
+from zofo.errors import (
+    ConfigError,
+    ModelError,
+    RunError,
+    UnknownNameError,
+    ZofoError,
+    first_line,
+    raise_if_out_of_memory,
+)
 from zofo.hub import asking_cache, near_path, unreachable
 from zofo.models.folder_checks import check_checkpoint_tensors, check_model_folder, check_no_adapter
 from zofo.models.heads import (
@@ -52,7 +60,8 @@ class ModelConfig(Config):
     name: str = "smollm2-135m"
     """An embedded model (`zofo list models`), a folder with a transformers model, or a Hub id (`facebook/opt-125m`)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number type of the weights; of a quantised model, that of products and of what is not packed."""
+    """Number type of the weights; of a quantised model, that of products and of what is not packed. `auto` stands for
+    the one that the checkpoint's config.json names, which is what a run records."""
     quantization: Quantization | None = None
     """How weights are packed as they are loaded, so that an adapter on them can be trained in less memory: `nf4` or
     `int8` by bitsandbytes, `int8-weight-only` or `int4-weight-only` by torchao; by default as the checkpoint has
@@ -68,6 +77,23 @@ class ModelConfig(Config):
     """What the model's outputs are; by default what its checkpoint was made with."""
     head_seed: int = Field(0, ge=0, lt=1 << 64)
     """Seed of a head that the checkpoint does not bring."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_dtype_of_the_checkpoint(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("dtype") != "auto":
+            return given
+        plain = cls(**{key: given[key] for key in ("name", "revision") if key in given})
+        with _opened(plain) as (_, content):
+            own = checkpoint_dtype(content)
+        known = get_args(cls.model_fields["dtype"].annotation)
+        if own not in known:
+            what = "names no number type of its weights" if own is None else f"names {own}, which is not trained here"
+            raise ConfigError(
+                f"model.dtype=auto: config.json of {plain.name!r} {what}",
+                f"set model.dtype to one of {', '.join(known)}",
+            )
+        return {**given, "dtype": own}
 
 
 @dataclass(frozen=True)

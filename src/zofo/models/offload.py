@@ -24,7 +24,8 @@ def is_offloaded(model: Any) -> bool:
 
 def checkpoint_dtype(content: Mapping[str, Any]) -> str | None:
     """The number type that a config.json says of the weights of its checkpoint, such as `bfloat16`."""
-    own = content.get("dtype") or content.get("torch_dtype")
+    parts = (content, content.get("text_config") or {})
+    own = next((part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)), None)
     return None if own is None else str(own).removeprefix("torch.")
 
 
