@@ -30,7 +30,8 @@ from zofo.integrations.trainer_card import say_bilevel_steps
 from zofo.integrations.trainer_losses import TrainerLosses
 from zofo.methods import StepLog, TrainingContext
 from zofo.methods.bilevel.adapter_pair import VARIANTS
-from zofo.methods.bilevel.bilevel import Bilevel, BilevelConfig, split_indices
+from zofo.methods.bilevel.bilevel import Bilevel, split_indices
+from zofo.methods.bilevel.config import BilevelConfig
 from zofo.optim.parameters import whole
 from zofo.state_dict import StateDict
 from zofo.temporary import temporarily

@@ -12,7 +12,7 @@ from zofo.adapters import AdapterConfig
 from zofo.config import parse_model
 from zofo.errors import ConfigError, reworded
 from zofo.integrations.arguments import GOES_ON_FROM, IN_HALF, OBJECTIVE, PrivateArguments, in_line, parsed, said
-from zofo.methods.bilevel.bilevel import BilevelConfig
+from zofo.methods.bilevel.config import BilevelConfig
 from zofo.optim.words import in_python
 from zofo.processes import GOES_ON
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.methods import ZerothOrderConfig
-from zofo.methods.bilevel.bilevel import BilevelConfig
+from zofo.methods.bilevel.config import BilevelConfig
 
 _NOT_OURS = re.compile(r"^- (optimizer|learning_rate): .*\n", re.MULTILINE)
 TAG = "zofo"

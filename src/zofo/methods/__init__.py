@@ -11,7 +11,8 @@ from zofo.methods.base import (
     WriteFunction,
     unscheduled,
 )
-from zofo.methods.bilevel.bilevel import Bilevel, BilevelConfig
+from zofo.methods.bilevel.bilevel import Bilevel
+from zofo.methods.bilevel.config import BilevelConfig
 from zofo.methods.bilevel.meta_bilevel import MetaBilevel, MetaBilevelConfig
 from zofo.methods.es import ES, ESConfig
 from zofo.methods.first_order import FirstOrder, FirstOrderConfig

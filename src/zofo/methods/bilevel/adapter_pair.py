@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,11 +12,9 @@ from torch import nn
 from zofo.adapters import Adapters
 from zofo.evaluators import Counts, Gradient, LossRequest, Objective
 from zofo.methods.base import TrainingContext
+from zofo.methods.bilevel.config import BilevelConfig
 from zofo.methods.first_order_step import FirstOrderStep
 from zofo.state_dict import StateDict
-
-if TYPE_CHECKING:
-    from zofo.methods.bilevel.bilevel import BilevelConfig
 
 VARIANTS = ("adapter", "lower_adapter")
 """What p and s are called."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,16 +15,14 @@ from zofo.errors import ConfigError
 from zofo.estimators import Direction
 from zofo.evaluators import Counts, Evaluator, EvaluatorConfig, LossRequest
 from zofo.methods.base import TrainingContext
+from zofo.methods.bilevel.config import BilevelConfig
 from zofo.methods.bilevel.control_variate import FirstOrderControlVariate
-from zofo.methods.bilevel.penalty_schedule import PenaltySchedule, penalty_at, rate_note, rounding_note
+from zofo.methods.bilevel.penalty_schedule import penalty_at, rate_note, rounding_note
 from zofo.methods.zeroth_order_defaults import LR_OF_ONE
-from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
+from zofo.methods.zeroth_order_step import ZerothOrder
 from zofo.noise import random_words
 from zofo.rules import Rule
 from zofo.state_dict import StateDict
-
-BackboneStepKind = Literal["zeroth-order", "frozen", "random"]
-"""The method, and two controls: theta as it is, or moved elsewhere as far."""
 
 
 class BackboneStep:
@@ -36,14 +34,11 @@ class BackboneStep:
     Build it before peft attaches adapters, so that names stay the model's.
 
     Args:
-        config: the parts of the step.
+        config: of the method. Of the controls, `frozen` leaves theta as it is, without a forward; `random` moves it
+            along other directions, by as much.
         context: whose model moves, and by which seed.
-        method: its name, for messages.
-        move: the method, or a control: `frozen` leaves theta as it is, without a forward; `random` moves it along other
-            directions, by as much.
-        penalty: of all steps.
-        batch_size: examples of a task in a batch.
         log_ties: the upper objective has no gradient: log its mean, and how often a direction told nothing of it.
+        among: the tensors that move; None for the model's own.
 
     Attributes:
         backbone: what moves; None for `frozen`, as are the next two.
@@ -59,35 +54,31 @@ class BackboneStep:
 
     def __init__(
         self,
-        config: ZerothOrderConfig,
+        config: BilevelConfig,
         context: TrainingContext,
-        method: str,
-        move: BackboneStepKind,
-        penalty: float | PenaltySchedule,
-        batch_size: int,
         log_ties: bool = False,
         among: Sequence[nn.Parameter] | None = None,
     ) -> None:
         self._log_ties = log_ties
         if config.normalize_by_std:
             raise ConfigError(
-                f"method.normalize_by_std divides by the spread of one loss, but {method} adds three",
+                f"method.normalize_by_std divides by the spread of one loss, but {config.name} adds three",
                 "set method.normalize_by_std=false",
             )
-        self._config, self._penalty, self._random = config, penalty, move == "random"
+        self._config, self._penalty, self._random = config, config.penalty, config.backbone_update == "random"
         self._zo: ZerothOrder | None = None
         self.backbone: Backbone | None = None
         self.rule: Rule | None = None
         self.evaluator: Evaluator | None = None
         self.control: FirstOrderControlVariate | None = None
         self.counts, self.points = Counts(), 0
-        if move != "frozen":
+        if config.backbone_update != "frozen":
             unused = context.unused_by(context.collate(context.examples[:2]))
             zo = self._zo = ZerothOrder(
-                config, context.model, context.seed, batch_size, among, unused, context.processes
+                config, context.model, context.seed, config.batch_size, among, unused, context.processes
             )
             self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
-            zo.check_addable(method)
+            zo.check_addable(config.name)
             self.counts, self.points = zo.evaluator.counts, zo.points
             decays = config.rule.options.get("weight_decay", 0.0) > 0
             self._moved = BackboneDistance(zo.backbone, copy=zo.rule.dense_buffers > 0, decays=decays)

@@ -7,16 +7,14 @@ LLM Fine-Tuning and Meta-Training", algorithm 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 
-from zofo.adapters import ADAPTERS, AdapterConfig, Adapters, PeftAdapters
-from zofo.config import NonNegative
+from zofo.adapters import Adapters
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.methods.adapter_start import BACKBONE, attach_adapters, attach_stacked, remember_adapters, restore_adapters
@@ -24,95 +22,17 @@ from zofo.methods.base import (
     METHODS,
     AdapterStart,
     Method,
-    MethodConfig,
-    Pass,
     StepLog,
     TrainingContext,
 )
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
-from zofo.methods.bilevel.backbone_step import BackboneStep, BackboneStepKind
-from zofo.methods.bilevel.control_variate import FirstOrderControlVariate, check_control_variate
-from zofo.methods.bilevel.penalty_schedule import Penalty, as_penalty, largest, penalty_at
-from zofo.methods.epoch import Epoch
-from zofo.methods.first_order_step import FirstOrderStepConfig
-from zofo.methods.zeroth_order_step import ZerothOrderConfig
+from zofo.methods.bilevel.backbone_step import BackboneStep
+from zofo.methods.bilevel.config import BilevelConfig, split_sizes
+from zofo.methods.bilevel.control_variate import FirstOrderControlVariate
+from zofo.methods.bilevel.penalty_schedule import largest, penalty_at
 from zofo.noise import permutation
-from zofo.objectives import REWARD
 from zofo.state_dict import StateDict
 from zofo.tasks import EpochSampler
-
-
-class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
-    """Configuration of `bilevel`. A plain `lr` is the rate of both adapters; `rule.lr` is the backbone's."""
-
-    lr_means = adapter_rates = ("lr_lower", "lr_adapter")
-    moved_adapter = "backbone_adapter"
-
-    name: Literal["bilevel"] = "bilevel"
-    """Which method."""
-    inner_steps: int = Field(10, ge=0)
-    """T: first-order steps on the lower adapter in each outer step; with 0 it stays as it starts."""
-    penalty: Penalty = 1.0
-    """lambda: how strongly the adapter is held to the solution of the inner problem; or a schedule of it. The default
-    `rule.lr` is that of `mezo` over 1 + its largest value, since it multiplies slopes."""
-    backbone_update: BackboneStepKind = "zeroth-order"
-    """How the backbone moves; the controls leave it as it is (`frozen`), or move it as far elsewhere (`random`)."""
-    upper_objective: str | None = None
-    """The objective on D_f, if it differs from that on D_p, `training.objective`: one of `zofo list objectives`, or
-    `reward` for the one that the run is given. One without a gradient moves theta alone."""
-    upper_surrogate: bool = False
-    """Whether the step on p follows `training.objective` on D_f, too, where `upper_objective` has no gradient."""
-    backbone_adapter: AdapterConfig | None = None
-    """An adapter that stands for theta, such as `subspace`: its tensors move in place of the model's weights, which are
-    only read, so that the model may be one that cannot be written. It decides epsilon and `rule.lr` as for `mezo`."""
-    control_variate: AdapterConfig | None = None
-    """An adapter whose first-order gradient is taken off the noise of theta's step, `subspace`: an unbiased estimate of
-    less variance, for a backward pass more and a part of theta that is kept with p and s."""
-    lr_lower: NonNegative = PeftAdapters.lr
-    """Learning rate of the lower adapter s; by default 1e-3, 1e-2 for a prefix or prompt, 3e-4 for `subspace`."""
-    lr_adapter: NonNegative = PeftAdapters.lr
-    """Learning rate of the adapter p; by default 1e-3, 1e-2 for a prefix or prompt, 3e-4 for `subspace`."""
-
-    @classmethod
-    def default_lr(cls, given: Mapping[str, Any], moved: type[PeftAdapters] | None) -> float:
-        """That of `mezo` over 1 + the largest penalty, which is how many slopes add up to the method's."""
-        return super().default_lr(given, moved) / (1 + largest(as_penalty(given.get("penalty", 1.0))))
-
-    @model_validator(mode="after")
-    def _adapters_add_up(self) -> BilevelConfig:
-        beneath = {"backbone_adapter": self.backbone_adapter, "control_variate": self.control_variate}
-        given = {key: one for key, one in beneath.items() if one is not None}
-        for key in given:
-            for name, one in {**given, "adapter": self.adapter}.items():
-                if not one.kind.adds_low_rank:
-                    fit = ", ".join(name for name in ADAPTERS if ADAPTERS[name].adds_low_rank)
-                    raise ConfigError(
-                        f"with method.{key} two adapters act at once and are saved as one, but method.{name}="
-                        f"{one.name} is no low-rank term",
-                        f"choose among {fit}, or set method.{key}=null",
-                    )
-        if self.control_variate is not None:
-            check_control_variate(self, self.control_variate)
-        return self
-
-    @property
-    def reward_has_a_place(self) -> bool:
-        return self.upper_objective == REWARD
-
-    @property
-    def score_beside(self) -> str | None:
-        return self.upper_objective
-
-    def passes(self, rows: int) -> Sequence[Pass]:
-        """Inner steps, the two losses that the step on p follows, one more for a control variate, and three losses at
-        each point for theta's."""
-        first = self.backward(self.batch_size, self.inner_steps + 2 + (self.control_variate is not None))
-        still = self.backbone_update != "zeroth-order"  # a control, which asks for nothing
-        return [first] if still else [first, self.forwards(self.batch_size, 3)]
-
-    def epoch(self, rows: Sequence[int]) -> Epoch:
-        """A pass over D_p, two thirds of the rows, by the B_p of the outer steps; D_f is passed twice as often."""
-        return Epoch(split_sizes(sum(rows))[1], self.batch_size)
 
 
 @METHODS.register("bilevel")
@@ -160,15 +80,13 @@ class Bilevel(Method):
         self._batches_p = context.batches(size, "D_p", d_p)
         self._batches_inner = context.batches(size, "D_p, inner", d_p)
 
-        move, penalty, ties = config.backbone_update, config.penalty, self._upper.log_ties
         among, below = None, None
         if config.moved is not None:
             theirs = config.moved, config.adapter
             adapters, below, self.adapter_start = attach_stacked(*theirs, context, self.variants, size)
             among = below.parameters(BACKBONE)
-        theta = self._theta = BackboneStep(  # before peft, where it moves the model's own weights: see there
-            config, context, config.name, move, penalty, size, ties, among
-        )
+        # before peft, where it moves the model's own weights: see there
+        theta = self._theta = BackboneStep(config, context, self._upper.log_ties, among)
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
         self.backbone_is_theta = config.control_variate is None
@@ -318,11 +236,6 @@ def inner_notes(config: BilevelConfig) -> list[str]:
     if config.inner_steps:
         return []
     return ["method.inner_steps is 0: s stays as it starts, and the penalty holds p to that, and to no solution below"]
-
-
-def split_sizes(rows: int) -> tuple[int, int]:
-    """How many of some training rows are in D_f and in D_p."""
-    return rows // 3, rows - rows // 3
 
 
 def split_indices(seed: int, rows: int) -> tuple[list[int], list[int]]:

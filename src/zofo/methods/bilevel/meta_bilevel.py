@@ -30,7 +30,8 @@ from zofo.methods.base import METHODS, Method, Pass, StepLog, TrainingContext
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.adapter_store import AdapterStore, Where
 from zofo.methods.bilevel.backbone_step import BackboneStep
-from zofo.methods.bilevel.bilevel import BilevelConfig, attach_pair, inner_notes, split, split_sizes
+from zofo.methods.bilevel.bilevel import attach_pair, inner_notes, split
+from zofo.methods.bilevel.config import BilevelConfig, split_sizes
 from zofo.methods.bilevel.penalty_schedule import penalty_at
 from zofo.methods.epoch import Epoch
 from zofo.noise import permutation
@@ -124,15 +125,12 @@ class MetaBilevel(Method):
         _refuse(config, context)
         self._config = config
         self._seed = context.seed
-        self._objective = context.objective
         self.model = context.model
         self._tasks = _tasks(context, config.batch_size)
         self._two = context.collate(context.examples[:2])
         self._number = min(config.tasks_per_step, len(self._tasks))
 
-        theta = self._theta = BackboneStep(
-            config, context, config.name, config.backbone_update, config.penalty, config.batch_size
-        )  # before peft: see there
+        theta = self._theta = BackboneStep(config, context)  # before peft: see there
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
         self.backbone_is_theta = config.control_variate is None

@@ -1,0 +1,100 @@
+"""What a bilevel run is configured by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from zofo.adapters import ADAPTERS, AdapterConfig, PeftAdapters
+from zofo.config import NonNegative
+from zofo.errors import ConfigError
+from zofo.methods.base import MethodConfig, Pass
+from zofo.methods.bilevel.control_variate import check_control_variate
+from zofo.methods.bilevel.penalty_schedule import Penalty, as_penalty, largest
+from zofo.methods.epoch import Epoch
+from zofo.methods.first_order_step import FirstOrderStepConfig
+from zofo.methods.zeroth_order_step import ZerothOrderConfig
+from zofo.objectives import REWARD
+
+BackboneStepKind = Literal["zeroth-order", "frozen", "random"]
+"""The method, and two controls: theta as it is, or moved elsewhere as far."""
+
+
+class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
+    """Configuration of `bilevel`. A plain `lr` is the rate of both adapters; `rule.lr` is the backbone's."""
+
+    lr_means = adapter_rates = ("lr_lower", "lr_adapter")
+    moved_adapter = "backbone_adapter"
+
+    name: Literal["bilevel"] = "bilevel"
+    """Which method."""
+    inner_steps: int = Field(10, ge=0)
+    """T: first-order steps on the lower adapter in each outer step; with 0 it stays as it starts."""
+    penalty: Penalty = 1.0
+    """lambda: how strongly the adapter is held to the solution of the inner problem; or a schedule of it. The default
+    `rule.lr` is that of `mezo` over 1 + its largest value, since it multiplies slopes."""
+    backbone_update: BackboneStepKind = "zeroth-order"
+    """How the backbone moves; the controls leave it as it is (`frozen`), or move it as far elsewhere (`random`)."""
+    upper_objective: str | None = None
+    """The objective on D_f, if it differs from that on D_p, `training.objective`: one of `zofo list objectives`, or
+    `reward` for the one that the run is given. One without a gradient moves theta alone."""
+    upper_surrogate: bool = False
+    """Whether the step on p follows `training.objective` on D_f, too, where `upper_objective` has no gradient."""
+    backbone_adapter: AdapterConfig | None = None
+    """An adapter that stands for theta, such as `subspace`: its tensors move in place of the model's weights, which are
+    only read, so that the model may be one that cannot be written. It decides epsilon and `rule.lr` as for `mezo`."""
+    control_variate: AdapterConfig | None = None
+    """An adapter whose first-order gradient is taken off the noise of theta's step, `subspace`: an unbiased estimate of
+    less variance, for a backward pass more and a part of theta that is kept with p and s."""
+    lr_lower: NonNegative = PeftAdapters.lr
+    """Learning rate of the lower adapter s; by default 1e-3, 1e-2 for a prefix or prompt, 3e-4 for `subspace`."""
+    lr_adapter: NonNegative = PeftAdapters.lr
+    """Learning rate of the adapter p; by default 1e-3, 1e-2 for a prefix or prompt, 3e-4 for `subspace`."""
+
+    @classmethod
+    def default_lr(cls, given: Mapping[str, Any], moved: type[PeftAdapters] | None) -> float:
+        """That of `mezo` over 1 + the largest penalty, which is how many slopes add up to the method's."""
+        return super().default_lr(given, moved) / (1 + largest(as_penalty(given.get("penalty", 1.0))))
+
+    @model_validator(mode="after")
+    def _adapters_add_up(self) -> BilevelConfig:
+        beneath = {"backbone_adapter": self.backbone_adapter, "control_variate": self.control_variate}
+        given = {key: one for key, one in beneath.items() if one is not None}
+        for key in given:
+            for name, one in {**given, "adapter": self.adapter}.items():
+                if not one.kind.adds_low_rank:
+                    fit = ", ".join(name for name in ADAPTERS if ADAPTERS[name].adds_low_rank)
+                    raise ConfigError(
+                        f"with method.{key} two adapters act at once and are saved as one, but method.{name}="
+                        f"{one.name} is no low-rank term",
+                        f"choose among {fit}, or set method.{key}=null",
+                    )
+        if self.control_variate is not None:
+            check_control_variate(self, self.control_variate)
+        return self
+
+    @property
+    def reward_has_a_place(self) -> bool:
+        return self.upper_objective == REWARD
+
+    @property
+    def score_beside(self) -> str | None:
+        return self.upper_objective
+
+    def passes(self, rows: int) -> Sequence[Pass]:
+        """Inner steps, the two losses that the step on p follows, one more for a control variate, and three losses at
+        each point for theta's."""
+        first = self.backward(self.batch_size, self.inner_steps + 2 + (self.control_variate is not None))
+        still = self.backbone_update != "zeroth-order"  # a control, which asks for nothing
+        return [first] if still else [first, self.forwards(self.batch_size, 3)]
+
+    def epoch(self, rows: Sequence[int]) -> Epoch:
+        """A pass over D_p, two thirds of the rows, by the B_p of the outer steps; D_f is passed twice as often."""
+        return Epoch(split_sizes(sum(rows))[1], self.batch_size)
+
+
+def split_sizes(rows: int) -> tuple[int, int]:
+    """How many of some training rows are in D_f and in D_p."""
+    return rows // 3, rows - rows // 3
