@@ -217,6 +217,17 @@ def test_what_has_no_meaning_without_gradients_is_refused(built, name):
     assert caught.value.hint
 
 
+def test_what_stays_is_said_in_the_words_of_the_trainer(built, tokenizer, monkeypatch):
+    said = []
+    monkeypatch.setattr("zofo.integrations.mixin.LOG.warning", said.append)
+    model = build_model("llama", len(tokenizer), head=CLASSIFIER)
+    model.score.weight.requires_grad_(False)
+    built(model=model, max_steps=2).train()
+    (note,) = said
+    assert "1 tensors with requires_grad=False" in note
+    assert note.endswith("name them in zo_trainable by more than '*'")
+
+
 def test_what_is_wrong_is_said_in_the_words_of_the_trainer(built, trainers, tokenizer, tmp_path):
     model = build_model("llama", len(tokenizer), head=CLASSIFIER)
     with pytest.raises(ConfigError, match="zo_noise='{rank: 2}' cannot be read"):

@@ -449,7 +449,10 @@ def test_weights_that_are_loaded_are_not_written_upon_by_updates_from_before():
     assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())
 
 
-def test_what_no_forward_uses_and_what_is_frozen_stays():
+def test_what_no_forward_uses_and_what_is_frozen_stays_and_is_said_once(monkeypatch):
+    said = []
+    monkeypatch.setattr("zofo.optim.base.LOG.warning", said.append)
+
     class Pooled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -462,6 +465,9 @@ def test_what_no_forward_uses_and_what_is_frozen_stays():
     model = Pooled()
     before, optimizer = bits(model), MeZO(model, lr=0.1)
     optimizer.step(losses_of(model))
+    optimizer.step(losses_of(model))
+    assert said == optimizer.notes
+    assert said[0].endswith("name them in trainable by more than '*'")
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {"body.weight", "body.bias"}
     assert [note.split("(")[0] for note in optimizer.notes] == [

@@ -188,6 +188,7 @@ class ZerothOrderMixin(TrainerSteps):
         batches, self._accumulated = self._accumulated, []
         _off(model, marked=hasattr(self, "_metrics"))
         optimizer = self.zeroth_order
+        optimizer.say = lambda note: LOG.warning(as_arguments(note))
         with _in_arguments():
             loss = optimizer.step_ahead(self._losses.asks(model, batches, optimizer))
         self._watch_ties(optimizer)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -22,12 +23,13 @@ from zofo.noise import STREAM_VERSION
 from zofo.optim.closures import Closure, ClosureObjective, check_modes
 from zofo.optim.interrupts import Interrupts
 from zofo.optim.parameters import Movable, given
-from zofo.optim.words import own_words
+from zofo.optim.words import as_option, own_words
 from zofo.processes import joined
 from zofo.state_dict import StateDict
 from zofo.tasks import batches
 from zofo.temporary import temporarily
 
+LOG = logging.getLogger("zofo")
 _OURS, _VERSION = "zofo", 1
 _EXAMPLES = 1 << 15  # of a batch, where only the batch itself tells
 
@@ -54,7 +56,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         Config, config: the class of its configuration, and the parts of a step with all their options.
         steps: made so far.
         last_step: what the last step did: its loss, projected gradients and counts.
-        notes: which tensors stay that a user may expect to move; known after the first step.
+        notes: which tensors stay that a user may expect to move; known after the first step, in which they are logged.
+        say: called with each of them, in the words of a configuration.
     """
 
     Config: ClassVar[type[ZerothOrderConfig]] = ZerothOrderConfig
@@ -66,6 +69,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         found, self._processes = given(movable), joined()
         self._model, self._decaying, self._seed = found.module, found.decaying, seed
         self._interrupts, self._modes = Interrupts(), b""
+        self.say: Callable[[str], None] = lambda note: LOG.warning(as_option(note))
         self.last_step: StepLog | None = None
         self._ahead: torch.Tensor | None = None  # the loss of a step that was made before it was asked for
         self.steps = 0
@@ -125,7 +129,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     @property
     def notes(self) -> list[str]:
         """Which tensors stay that a user may expect to move; known after the first step."""
-        return list(self._zo.notes)
+        return [as_option(note) for note in self._zo.notes]
 
     def __getstate__(self) -> dict[str, Any]:
         """Refused: what moves belongs to a model, of which a copy would have none."""
@@ -245,6 +249,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             self._zo.evaluator.check(asks)
         if not self._modes:
             self._check_same()
+            for note in self._zo.notes if self._processes.is_first else ():
+                self.say(note)
         self._modes = modes
 
     def _check_same(self) -> None:

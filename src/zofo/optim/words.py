@@ -25,10 +25,11 @@ _IN_ITS_PLACE = {
 
 def own_words() -> AbstractContextManager[None]:
     """While it is open, errors name the options of an optimizer, and not the keys of a configuration."""
-    return reworded(_as_option)
+    return reworded(as_option)
 
 
-def _as_option(text: str) -> str:
+def as_option(text: str) -> str:
+    """A message of a step, with an optimizer's options in place of keys."""
     for ours, theirs in _IN_ITS_PLACE.items():
         text = text.replace(ours, theirs)
     text = re.sub(rf"\bmethod\.(rule|estimator)\.(?=({'|'.join(_OWN)})\b)", "", text)
