@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from zofo.bench.step_memory import peak_of
 from zofo.bench.step_variants import WAYS, AmortizedSteps, StepOptions, StepVariant, random_examples
@@ -89,7 +90,12 @@ def main() -> None:
         ratios = [own / other for own, other in zip(taken, seconds[FLOOR], strict=True)]
         shown = {"time": statistics.median(ratios), "least": min(ratios), "largest": max(ratios), "peak": size / floor}
         rounded = {key: round(value, 3) for key, value in shown.items()}
-        asked_for = {"rows": asked.rows, "tokens": asked.tokens, "quantization": asked.quantization}
+        asked_for = {
+            "model": Path(asked.model).name,
+            "rows": asked.rows,
+            "tokens": asked.tokens,
+            "quantization": asked.quantization,
+        }
         row = {"way": name, **asked_for, "median_s": round(statistics.median(taken), 3), **rounded, "peak_bytes": size}
         print(json.dumps(row), flush=True)
 

@@ -111,3 +111,16 @@ def test_the_tables_of_the_page_are_those_of_the_archived_rows():
     for model in dict.fromkeys(row.model for row in rows):
         own = [row for row in rows if row.model == model]
         assert table_of(own) in page
+
+
+def test_the_table_of_steps_on_quantised_weights_is_that_of_the_archived_rows():
+    root = Path(__file__).parent.parent
+    lines = (root / "benchmarks" / "results" / "quantized.jsonl").read_text(encoding="utf-8").splitlines()
+    names = {"lora": "LoRA", "subspace": "subspace, rank 16 beside all linear layers"}
+    table = "".join(
+        f"| {names[row['way']]} | `{row['model']}` | {row['time']:.2f} times ({row['least']:.2f} to "
+        f"{row['largest']:.2f}) | {row['peak']:.2f} times |\n"
+        for row in map(json.loads, lines)
+        if row["way"] in names
+    )
+    assert f"|---|---|---|---|\n{table}\n" in (root / "docs" / "big-model.md").read_text(encoding="utf-8")
