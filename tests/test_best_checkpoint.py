@@ -4,6 +4,7 @@ import io
 import re
 import signal
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pandas
 import pytest
@@ -13,7 +14,10 @@ from zofo.errors import ConfigError, Interrupted
 from zofo.studies import read_study, run_study
 from zofo.training import RunFolder, read_config, train
 from zofo.training.callbacks import BestCheckpoint
+from zofo.training.early_stopping import EarlyStopping
+from zofo.training.evaluation import Evaluation
 from zofo.training.inference import evaluate_run
+from zofo.training.training_config import TrainingConfig
 
 WILD = {"name": "mezo", "batch_size": 4, "rule": {"lr": 0.05}}  # the best evaluation is seldom the last one
 
@@ -103,6 +107,16 @@ def test_a_run_ends_after_as_many_evaluations_without_a_better_one(configured, f
         key: short[key] for key in ("loss", "backbone", "test")
     }
     assert "early_stopping" not in short
+
+
+@pytest.mark.parametrize(("rows", "lost", "said"), [(200, 0.09, False), (200, 0.11, True), (10, 0.4, False)])
+def test_a_last_score_that_is_clearly_below_the_best_one_is_said(rows, lost, said):
+    """By more than two standard errors of the difference of two shares of so many rows: .1 of 200."""
+    last = Evaluation("accuracy", 0.8 - lost, 0.5, 0.5, (0,) * rows)
+    evaluating = SimpleNamespace(last={"model": last}, steps_made=9, steps_evaluated=9)
+    ended = EarlyStopping(TrainingConfig(steps=9), 9, SimpleNamespace(score=0.8, step=3), evaluating)
+    told = [line for line in ended.conclusions() if "accuracy on validation was 80.0 % after 3 steps, and is" in line]
+    assert len(told) == len(ended.conclusions()) == said
 
 
 def test_without_a_patience_or_with_better_scores_all_steps_are_made(configured, monkeypatch):

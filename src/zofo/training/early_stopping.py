@@ -1,17 +1,22 @@
-"""Ending a run after evaluations that have found nothing better."""
+"""Ending a run after evaluations that have found nothing better, and saying what one that went on has lost."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from zofo.errors import ConfigError
 from zofo.methods import Method
 from zofo.training.callbacks import BestCheckpoint, Callback, EvaluationCallback
+from zofo.training.evaluation import as_percent
 from zofo.training.training_config import TrainingConfig
 
 
 class EarlyStopping(Callback):
     """Whether a run has had `training.early_stopping_patience` evaluations in a row without a better score.
+
+    A run that ended with a score clearly below its best one is told so: by more than sqrt(2 / rows), which is at least
+    two standard errors of the difference of two shares of so many rows.
 
     It has no state of its own: which evaluation was the best, and after how many steps the last one was, are in the
     checkpoint, so that a run that goes on ends at the same step.
@@ -40,10 +45,21 @@ class EarlyStopping(Callback):
 
     def conclusions(self) -> list[str]:
         if not self._early:
-            return []
+            return self._lost()
         return [
             f"stopped after {self._evaluating.steps_made} of {self._steps} steps: {self._patience} evaluations in a "
             f"row were no better than that after {self._best.step} (training.early_stopping_patience)"
+        ]
+
+    def _lost(self) -> list[str]:
+        """What to say of a last score that is clearly below the best one."""
+        best, last = self._best, next(iter(self._evaluating.last.values()), None)
+        if best.score is None or last is None or best.score - last.score <= math.sqrt(2 / len(last.predictions)):
+            return []
+        return [
+            f"warning: {last.titled()} on validation was {as_percent(best.score)} after {best.step} steps, and is "
+            f"{as_percent(last.score)}: --best of zofo eval and predict takes the model of then; try a lower learning "
+            "rate, training.lr_scheduler_type=linear, or training.early_stopping_patience"
         ]
 
     def summary(self) -> dict[str, Any]:
