@@ -83,6 +83,13 @@ def test_weights_have_the_size_that_they_are_loaded_with(model_folder, quantizat
     assert weight_bytes(load_on_meta(asked).model) == pytest.approx(size, rel=0.05 if quantization else 0)
 
 
+def test_a_run_that_starts_from_another_is_estimated_like_one_that_does_not(model_folder, rows, tmp_path):
+    given = {"model": str(model_folder), "task": {"data": str(rows)}, "method": {"name": "mezo", "batch_size": 2}}
+    alone = estimate_run(read_config(**given), beside=False)
+    later = estimate_run(read_config(**given, init_from=str(tmp_path / "later")), beside=False)
+    assert later.configured.peak_bytes == alone.configured.peak_bytes
+
+
 def test_ways_stand_beside_the_configured_one(config, run_zofo):
     found = estimate_run(config, tokens=12)
     sizes = {name: one.peak_bytes for name, one in found.beside.items() if not isinstance(one, str)}

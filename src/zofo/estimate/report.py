@@ -81,7 +81,8 @@ class RowSource:
     def __init__(
         self, config: RunConfig, tokens: int | None = None, answer: int = 1, remote_code: bool = False
     ) -> None:
-        self._config, self._remote_code = config, remote_code
+        self._config = config.model_copy(update={"init_from": None})  # of the same size, and its weights are not read
+        self._remote_code = remote_code
         self._answer = max(1, answer)
         self._prepared: PreparedRun | None = None
         self._tokens = tokens or config.task.max_length or TOKENS
