@@ -158,6 +158,10 @@ def test_a_head_for_other_labels_is_refused(model_folder, run_zofo, tmp_path):
     code, _, err = run_zofo(*words, *other, f"output_dir={tmp_path / 'second'}")
     assert code == 2
     assert "has a head for 2 labels, and this task has 3" in " ".join(err.split())
+    other = [f"task.data={tmp_path / 'two.jsonl'}", f"init_from={tmp_path / 'first'}", "model.head=causal-lm"]
+    code, _, err = run_zofo(*words, *other, f"output_dir={tmp_path / 'second'}")
+    assert code == 2
+    assert "with model.head=classification, and this run has model.head=causal-lm" in " ".join(err.split())
 
 
 def test_a_folder_that_is_no_run_is_refused_with_what_to_type(made, run_zofo, tmp_path):

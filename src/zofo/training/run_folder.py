@@ -15,7 +15,7 @@ from zofo.filesystem import real, sha256_of
 from zofo.methods import METHODS, MethodConfig
 from zofo.methods.linear_probe import PROBE, load_probe
 from zofo.methods.vote import VOTE, Vote, read_members
-from zofo.models import LoadedModel, load_model
+from zofo.models import LoadedModel, head_of, load_model
 from zofo.tasks import TaskConfig, check_not_trained_on
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import TaskEvaluator
@@ -110,6 +110,12 @@ class RunFolder(RunRecord):
             raise RunError(
                 f"{str(self.path)!r} is a vote of several models, which is no beginning of one",
                 "start from a run of method=select without method.vote",
+            )
+        head = head_of(self.config.model.model_copy(update={"name": loaded.name}))
+        if head != loaded.head:
+            raise ConfigError(
+                f"init_from={self.path} was trained with model.head={head}, and this run has model.head={loaded.head}",
+                f"set model.head={head}",
             )
         labels = len(self.task.label_names)
         if loaded.head == "classification" and not loaded.outputs and labels != loaded.model.config.num_labels:
