@@ -119,7 +119,9 @@ def _known_prompt(task: Task, config: TaskConfig, head: bool) -> str | None:
             "choose a classification task, or model.head=causal-lm",
         )
     if head and config.num_fewshot:
-        raise ConfigError("a classification head takes no demonstrations", "set task.num_fewshot=0")
+        raise ConfigError(
+            "a classification head takes no demonstrations", "set task.num_fewshot=0, or model.head=causal-lm"
+        )
     if config.prompt is not None:
         task.prompt(config.prompt)  # refuses an unknown name
     return None if head and config.prompt == NO_PROMPT else config.prompt
