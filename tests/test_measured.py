@@ -497,3 +497,22 @@ def test_the_table_of_the_subspace_of_inputs():
     loss, score = (interval((inside[key] - full[key]).tolist()) for key in ("test_loss", "test_score"))
     said = f"{loss.mean:+.3f} ± {loss.half:.3f} nats and {100 * score.mean:+.1f} ± {100 * score.half:.1f} points"
     assert said in re.sub(r"\s+", " ", PAGE)
+
+
+def test_the_table_of_long_runs_in_the_subspace_of_inputs():
+    runs = pd.read_csv(RESULTS / "subspace-long.csv")
+    told = rows_under("Longer, at the same constant rate")
+    names = list(dict.fromkeys(runs["method"]))
+    rows = {number: runs[runs["method"] == name].reset_index() for number, name in enumerate(names)}
+    for place in range(10):
+        each = [one.loc[place] for one in rows.values()]
+        assert len({round(one["queries"], -3) for one in each}) == 1
+        cells = [f"{one['validation_loss']:.3f}, {100 * one['validation_score']:.1f} %" for one in each]
+        assert told[f"{round(each[0]['queries'], -3):,}"] == cells
+    assert len(told) == 12
+    text = re.sub(r"\s+", " ", PAGE)
+    for name in ("full", "subspace 16"):
+        last = runs[(runs["method"] == name) & runs["test_loss"].notna()].iloc[0]
+        assert re.search(rf"{last['test_loss']:.3f}( nats)? and {100 * last['test_score']:.1f} % of the ", text)
+    random = pd.read_csv(RESULTS / "subspace.csv").set_index("method").loc["random 16"]
+    assert f"ended at {random['test_loss']:.3f} nats and {100 * random['test_score']:.1f} %" in text
