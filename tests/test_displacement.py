@@ -82,32 +82,6 @@ def test_without_small_drops_what_is_below_the_tolerance_and_keeps_what_is_at_it
     assert list(u.pruned(0.25).items()) == [(Key(0, 0), 0.5), (Key(0, 1), -0.25), (Key(0, 3), -2.0)]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_byte_form_takes_24_bytes_a_term_and_comes_back_exactly(seed):
-    draw = random.Random(seed)
-    keys = [Key(draw.getrandbits(64), draw.getrandbits(32), draw.getrandbits(32)) for _ in range(50)] + [LARGEST]
-    extremes = [5e-324, -1.7976931348623157e308, 0.1, -1 / 3]
-    u = Displacement({key: draw.choice([*extremes, draw.gauss(0, 1)]) for key in keys})
-    data = u.to_bytes()
-    back = Displacement.from_bytes(data)
-    assert len(data) == 24 * len(u)
-    assert list(back.items()) == list(u.items())
-    assert all(type(key) is Key for key in back)
-    assert back.to_bytes() == data
-
-
-def test_the_bytes_are_little_endian_seed_step_index_and_coefficient():
-    data = Displacement({Key(0x0102030405060708, 0x0A0B0C0D, 0x01020304): -2.5}).to_bytes()
-    assert data.hex() == "0807060504030201" + "0d0c0b0a" + "04030201" + "00000000000004c0"
-    assert Displacement().to_bytes() == b""
-
-
-def test_bytes_that_are_not_whole_terms_are_refused_with_their_length():
-    for length in [n for n in range(1, 75) if n % 24]:
-        with pytest.raises(ValueError, match=f"^{length} bytes are not a whole number of 24-byte terms$"):
-            Displacement.from_bytes(bytes(length))
-
-
 def test_the_sum_of_many_is_what_adding_them_one_by_one_gives():
     parts = [Displacement({Key(0, step): step / 7, Key(0, 0): 1.0}) for step in range(50)]
     one_by_one = Displacement()

@@ -26,7 +26,6 @@ from safetensors.torch import load_file, save_file
 import zofo
 from test_checkpoint_state import restore
 from test_resume import METHOD, stopped_at
-from zofo import trees
 from zofo.adapters import LoraAdapters, load_adapter
 from zofo.config import is_name
 from zofo.errors import CheckpointError, ConfigError, DataError, ModelError, RunError, ZofoError
@@ -409,13 +408,6 @@ def test_hostile_yaml_is_refused_by_every_reader(tmp_path, canary, kind, reader)
     path.write_text(YAMLS[kind].format(key=key, canary=canary), encoding="utf-8")
     with refused():
         read(path)
-
-
-@pytest.mark.promise(12)
-@pytest.mark.parametrize("kind", YAMLS)
-def test_hostile_yaml_is_refused_without_libyaml_too(tmp_path, canary, kind, monkeypatch):
-    monkeypatch.setattr(trees, "_LOADERS", trees._LOADERS[-1:])
-    test_hostile_yaml_is_refused_by_every_reader(tmp_path, canary, kind, "a configuration")
 
 
 @pytest.mark.promise(12)

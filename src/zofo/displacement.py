@@ -6,11 +6,8 @@ and scale like the vectors they stand for.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
-
-_TERM = struct.Struct("<QIId")  # seed, step, index, coefficient: 24 bytes
 
 
 class Key(NamedTuple):
@@ -41,8 +38,6 @@ class Displacement:
         >>> d = Displacement({k: 0.5}) - 2 * Displacement({k: 0.25, Key(0, 2): 1.0})
         >>> d
         Displacement({Key(seed=0, step=2, index=0): -2.0})
-        >>> Displacement.from_bytes(d.to_bytes()) == d
-        True
     """
 
     __slots__ = ("_terms",)
@@ -101,21 +96,6 @@ class Displacement:
     def pruned(self, tolerance: float) -> Displacement:
         """The same vector with every term of |coefficient| < `tolerance` dropped."""
         return Displacement({k: c for k, c in self._terms.items() if abs(c) >= tolerance})
-
-    def to_bytes(self) -> bytes:
-        """24 bytes a term, little-endian: seed (uint64), step and index (uint32), coefficient (float64)."""
-        return b"".join(_TERM.pack(*key, coefficient) for key, coefficient in self._terms.items())
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Displacement:
-        """The inverse of `to_bytes`.
-
-        Raises:
-            ValueError: the length is not a whole number of terms.
-        """
-        if len(data) % _TERM.size:
-            raise ValueError(f"{len(data)} bytes are not a whole number of {_TERM.size}-byte terms")
-        return cls({Key(*fields[:3]): fields[3] for fields in _TERM.iter_unpack(data)})
 
     def __repr__(self) -> str:
         return f"Displacement({self._terms!r})"

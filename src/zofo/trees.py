@@ -8,16 +8,12 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml.composer import Composer
-from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-from yaml.resolver import Resolver
 
 from zofo.errors import ConfigError, error_context
 from zofo.filesystem import check_not_special
@@ -155,13 +151,7 @@ def format_overrides(tree: Tree) -> str:
 
 def format_yaml(tree: Mapping[str, Any], letters: bool = True) -> str:
     """A tree as YAML, its keys in their order; `letters` that are not ASCII stay as they are."""
-    fast: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    options: Any = {"sort_keys": False, "allow_unicode": letters}
-    with suppress(UnicodeEncodeError):  # libyaml writes no half of a character
-        text = str(yaml.dump(dict(tree), Dumper=fast, **options))
-        if not (letters and "\\U" in text):  # nor emoji, but as numbers
-            return text
-    return str(yaml.dump(dict(tree), Dumper=yaml.SafeDumper, **options))
+    return str(yaml.dump(dict(tree), Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=letters))
 
 
 def read_yaml(path: Path) -> Any:
@@ -207,14 +197,7 @@ _SHORT = 1 << 14  # a text that is remembered: tasks, recipes and overrides are 
 
 @functools.lru_cache(maxsize=256)
 def _parsed(text: str) -> Any:
-    try:
-        return _read(_LOADERS[-1 if _READ_OTHERWISE.search(text) else 0], text)
-    except (yaml.YAMLError, UnicodeError):
-        return _read(_LOADERS[-1], text)  # whose errors show the line
-
-
-def _read(loading: Callable[[str], Any], text: str) -> Any:
-    loader = loading(text)
+    loader = _Plain(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -230,8 +213,8 @@ _DEEPEST, _LONGEST_NUMBER = 64, 400
 _MOST = 1_000_000  # values in one file, those that stand in several places counted in each
 
 
-class _Bounded(Composer):
-    """Stops where values are nested too deeply, or a number is too long."""
+class _Plain(yaml.SafeLoader):
+    """PyYAML's safe loader, which stops where values are nested too deeply, or a number is too long."""
 
     _depth = 0
 
@@ -247,28 +230,6 @@ class _Bounded(Composer):
         if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
             _check_plain_number(node.value)
         return node
-
-
-class _Plain(_Bounded, yaml.SafeLoader):
-    """PyYAML's safe loader within bounds."""
-
-
-_LOADERS: list[Callable[[str], Any]] = [_Plain]
-if yaml.__with_libyaml__:
-    from yaml._yaml import CParser
-
-    class _Quick(_Bounded, CParser, SafeConstructor, Resolver):
-        """The same, but for the parts of the text, which libyaml finds in a fifth of the time."""
-
-        def __init__(self, text: str) -> None:
-            CParser.__init__(self, text)
-            for part in (Composer, SafeConstructor, Resolver):
-                part.__init__(self)
-
-    _LOADERS.insert(0, _Quick)
-
-_READ_OTHERWISE = re.compile(r"[\t!?\ufeff]|[|>][-+\d]*#")
-"""What libyaml and PyYAML read differently: a text that has it is read by PyYAML on every machine."""
 
 
 def _check_plain_number(number: str) -> None:

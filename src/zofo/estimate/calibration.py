@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -136,20 +135,12 @@ def _passed(trial: _Trial, dtype: torch.dtype, device: str) -> Work | Callable[[
 
 def _fitted(measured: Sequence[tuple[Work, float]]) -> tuple[float, float, float]:
     """Seconds of a flop, a byte and an operation, none of them below 0, by the least squares of relative errors."""
-    table = torch.tensor([[part / seconds for part in work.numbers[:3]] for work, seconds in measured]).double()
-    scale = table.amax(0)
-    best, chosen = float("inf"), torch.zeros(3, dtype=torch.float64)
-    for used in itertools.product((False, True), repeat=3):
-        places = [place for place, one in enumerate(used) if one]
-        if not places:
-            continue
-        part = (table / scale)[:, places]
-        found = torch.linalg.lstsq(part, torch.ones(len(table), 1, dtype=torch.float64)).solution
-        error = float((part @ found - 1).square().sum())
-        if bool((found >= 0).all()) and error < best:
-            best, chosen = error, torch.zeros(3, dtype=torch.float64)
-            chosen[places] = found[:, 0]
-    flop, byte, operation = (chosen / scale).tolist()
+    import numpy as np
+    from scipy.optimize import nnls
+
+    table = np.array([[part / seconds for part in work.numbers[:3]] for work, seconds in measured])
+    scale = table.max(0)
+    flop, byte, operation = (nnls(table / scale, np.ones(len(table)))[0] / scale).tolist()
     return flop, byte, operation
 
 

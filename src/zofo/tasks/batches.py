@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -22,48 +22,15 @@ from zofo.tasks.tokenization_encoder import TokenizedCloze, TokenizedText
 Side = Literal["left", "right"]
 
 
-@runtime_checkable
-class Repeatable(Protocol):
-    """A batch that can be asked at several points at once."""
-
-    def __len__(self) -> int:
-        """How many examples."""
-
-    @property
-    def row_examples(self) -> torch.Tensor:
-        """Which example each row of the model's input belongs to: int64, shape [rows], not decreasing, on the CPU."""
-
-    def part(self, start: int, stop: int) -> Any:
-        """The batch of examples `start` to `stop`."""
-
-    def repeated(self, times: int) -> Any:
-        """The batch `times` over: all its rows, then all of them again."""
-
-
-@runtime_checkable
-class MicroBatched(Repeatable, Protocol):
-    """A batch whose examples do not all go through the model at once; the losses and gradients are those of all."""
-
-    @property
-    def micro_batch(self) -> int:
-        """The most examples of one forward, at a point."""
-
-
-_CONFORMS: dict[tuple[type, type], bool] = {}
-
-
-def _conforms(batch: Any, kind: type) -> bool:
-    """Whether a batch is one of a kind; asked once of each class, since a look at all attributes takes a while."""
-    asked = type(batch), kind
-    if asked not in _CONFORMS:
-        _CONFORMS[asked] = isinstance(batch, kind)
-    return _CONFORMS[asked]
+def _is_batch(batch: Any) -> bool:
+    """Whether a batch answers by itself."""
+    return hasattr(type(batch), "repeated")
 
 
 def micro_batches(batch: Any, most: int | None = None) -> list[Any]:
     """The parts of a batch that go through the model one after the other, of `most` examples or of as many as the batch
     says; the batch itself where that is all of it."""
-    limits = [one for one in (most, batch.micro_batch if _conforms(batch, MicroBatched) else None) if one]
+    limits = [one for one in (most, getattr(batch, "micro_batch", None)) if one]
     if not limits or (whole := size(batch)) <= min(limits):
         return [batch]
     return [part(batch, first, min(first + min(limits), whole)) for first in range(0, whole, min(limits))]
@@ -75,7 +42,7 @@ def size(batch: Any) -> int:
     Raises:
         EvaluatorError: no batch class, and no tensors that agree on it.
     """
-    if _conforms(batch, Repeatable):
+    if _is_batch(batch):
         return len(batch)
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
     sizes = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
@@ -91,19 +58,19 @@ def size(batch: Any) -> int:
 
 def row_examples(batch: Any) -> torch.Tensor:
     """Which example each row belongs to: int64, shape [rows]."""
-    return batch.row_examples if _conforms(batch, Repeatable) else torch.arange(size(batch))
+    return batch.row_examples if _is_batch(batch) else torch.arange(size(batch))
 
 
 def part(batch: Any, start: int, stop: int) -> Any:
     """The batch of examples `start` to `stop`."""
-    return batch.part(start, stop) if _conforms(batch, Repeatable) else _each(batch, lambda tensor: tensor[start:stop])
+    return batch.part(start, stop) if _is_batch(batch) else _each(batch, lambda tensor: tensor[start:stop])
 
 
 def repeated(batch: Any, times: int) -> Any:
     """The batch `times` over: all its rows, then all of them again."""
     if times == 1:
         return batch
-    if _conforms(batch, Repeatable):
+    if _is_batch(batch):
         return batch.repeated(times)
     return _each(batch, lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -22,7 +21,7 @@ from zofo.tasks import Example, encode
 from zofo.tasks.metrics import Answer
 from zofo.training.callbacks import Measuring, MetricsLogger
 from zofo.training.data_module import PreparedRun
-from zofo.training.evaluation import Evaluation, TaskEvaluator
+from zofo.training.evaluation import Evaluation
 from zofo.training.progress import say
 from zofo.training.run_folder import RunFolder
 from zofo.training.run_logs import LONGEST
@@ -115,7 +114,7 @@ class BeforeAfter(Measuring):
         if not self._lines:
             start = time.perf_counter()
             with self._method.using(self._method.variants[0]):
-                answers = self._scorer.answers(self._method.model, self._encoded, Counts())[0]
+                answers = self._prepared.scorer.of(self._method).answers(self._method.model, self._encoded, Counts())[0]
             self.seconds += time.perf_counter() - start
             self._measure(0, answers)
 
@@ -133,13 +132,6 @@ class BeforeAfter(Measuring):
             return {}
         first, last = self._lines
         return {"before_after": {name: [first[name], last[name]] for name in NUMBERS if name in last}}
-
-    @property
-    def _scorer(self) -> TaskEvaluator:
-        method = self._method
-        return dataclasses.replace(
-            self._prepared.scorer, score=method.score, write=method.write, members=method.members
-        )
 
     def _measure(self, steps: int, answers: Sequence[Answer]) -> None:
         start = time.perf_counter()
@@ -172,7 +164,7 @@ class BeforeAfter(Measuring):
                 say(self._console, text)
 
     def _untrained(self) -> dict[str, float]:
-        scorer = dataclasses.replace(self._scorer, scoring="mean")
+        scorer = self._prepared.scorer.of(self._method, scoring="mean")
         table = scorer.candidates(self._method.model, self._everyday, Counts())
         gold = torch.zeros(len(table), dtype=torch.long)
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Counts, counting_forwards
-from zofo.methods import ScoreFunction, WriteFunction
+from zofo.methods import Method, ScoreFunction, WriteFunction
 from zofo.objectives import Generation, generate, scores, token_loss
 from zofo.processes import ALONE, Processes
 from zofo.tasks import METRICS, Example, Task, score_name
@@ -83,6 +83,10 @@ class TaskEvaluator:
     members: int = 1
     watch: Callable[[int], AbstractContextManager[Callable[[int], None]]] = lambda _: nullcontext(lambda _: None)
     processes: Processes = ALONE
+
+    def of(self, method: Method, **more: Any) -> TaskEvaluator:
+        """As a method scores and writes, with other fields in place of these."""
+        return replace(self, score=method.score, write=method.write, members=method.members, **more)
 
     def evaluate(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> Evaluation:
         """Score a model. Examples of similar length share a batch; the numbers do not depend on that.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from zofo.backbone import distance, length_of
 from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Counts
 from zofo.methods import METHODS, ForwardOnlyConfig
@@ -164,16 +165,9 @@ class _Search:
             loss = math.inf
         finally:
             self.counts += method.counts
-            distance = self._put_back(tensors, before)
-        return LrTrial(lr, loss, distance, loss <= _RISE * self.loss and distance < _FAR)
-
-    @torch.no_grad()
-    def _put_back(self, tensors: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> float:
-        """The share of their length by which the weights had moved."""
-        moved = length = 0.0
-        for name, tensor in tensors.items():
-            old = before[name]
-            moved += float((tensor.to("cpu", torch.float32) - old.float()).square().sum())
-            length += float(old.float().square().sum())
-            tensor.copy_(old)
-        return math.sqrt(moved / length) if math.isfinite(moved) and length else moved
+            now = {name: tensor.cpu() for name, tensor in tensors.items()}
+            moved = distance(before, now) / (length_of(before) or 1.0)
+            with torch.no_grad():
+                for name, tensor in tensors.items():
+                    tensor.copy_(before[name])
+        return LrTrial(lr, loss, moved, loss <= _RISE * self.loss and moved < _FAR)

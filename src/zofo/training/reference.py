@@ -82,7 +82,8 @@ def _methods() -> Iterator[str]:
         for base in reversed(METHODS[name].Config.__mro__):
             if set(_declared(base)) - {"name"}:
                 users.setdefault(base, []).append(name)
-    yield _paragraph("`method=NAME` chooses one, `method.KEY=...` sets its options. The default is `bilevel`.")
+    usual = RunConfig().method.name
+    yield _paragraph(f"`method=NAME` chooses one, `method.KEY=...` sets its options. The default is `{usual}`.")
     yield ""
     for base, names_of in sorted(users.items(), key=lambda item: -len(item[1])):
         if len(names_of) > 1:

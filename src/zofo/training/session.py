@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,14 +60,7 @@ def _scoring(trained: Session, split: Split, shown: EvaluationProgress) -> Evalu
     method, prepared, processes = trained.method, trained.prepared, trained.context.processes
 
     def score(counts: Counts) -> Evaluation:
-        scorer = dataclasses.replace(
-            prepared.scorer,
-            score=method.score,
-            write=method.write,
-            members=method.members,
-            watch=shown,
-            processes=processes,
-        )
+        scorer = prepared.scorer.of(method, watch=shown, processes=processes)
         return scorer.evaluate(method.model, prepared.encoded[split], counts)
 
     return EvaluationCallback(method, score)

@@ -198,7 +198,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
     parts = loop_parts(folder, config, trained, shown := EvaluationProgress(console))
     (evaluating, testing, _), signals = parts.scorings, parts.signals
     warn, header = functools.partial(_warn, console), trajectory_header(config, trained)
-    measuring, alarms = _measuring(folder, trained, config, console), _Alarms(config, method, warn)
+    measuring, diverging = _measuring(folder, trained, config, console), _divergence(config, method, warn)
     done = resumed(folder, trained, parts, header, warn)
     folder.forget_outcome()
     if done.steps:
@@ -208,13 +208,15 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
     metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, rewards, processes, named)
     tracking = Trackers(folder.path, config, method.variants[0], warn).begin(metrics, done.steps)
     callbacks: list[Callback] = [tracking, metrics, parts.best, evaluating, parts.early, SameState(trained)]
-    callbacks += alarms.begin(folder, done.trajectory)
+    lines = metrics_lines(folder.metrics)
+    updates = {} if done.trajectory is None else Trajectory.read(folder.trajectory, done.trajectory).updates_by_step
+    callbacks += [TiesWarning(warn).begin(lines), diverging.begin(lines, updates)]
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
         writer = TrajectoryWriter(folder.trajectory, header["seed"], header, done.trajectory)
         callbacks.append(TrajectoryLogger(writer, method.evaluator.theta))
     start = time.perf_counter() - done.seconds
-    callbacks += [one.begin(metrics, metrics_lines(folder.metrics)) for one in measuring]
+    callbacks += [one.begin(metrics, lines) for one in measuring]
     callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps, shown, named))
 
     def write(made: int, into: Path) -> None:
@@ -248,22 +250,13 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
         say(console, f"{signals.name} came when nothing was left to do: the run has ended")
 
 
-class _Alarms:
-    """What watches for steps that move nothing, or break the model, whose weights are still those of the beginning."""
-
-    def __init__(self, config: RunConfig, method: Method, warn: Callable[[str], None]) -> None:
-        header, linear = method.replay_header(), method.rule is None or method.rule.linear
-        own = None if "adapter" in header or header.get("mask") or not linear else method.backbone
-        asked = config.method
-        tuned = asked.name if getattr(asked, "one_rate", False) else None
-        self._ties = TiesWarning(warn)
-        self._diverging = DivergenceWarning(warn, asked.model_dump(), own, default_rates(asked), tuned)
-
-    def begin(self, folder: RunFolder, trajectory: int | None) -> list[Callback]:
-        """Go on with what the logs hold of the steps before, and so many bytes of the trajectory."""
-        lines = metrics_lines(folder.metrics)
-        updates = {} if trajectory is None else Trajectory.read(folder.trajectory, trajectory).updates_by_step
-        return [self._ties.begin(lines), self._diverging.begin(lines, updates)]
+def _divergence(config: RunConfig, method: Method, warn: Callable[[str], None]) -> DivergenceWarning:
+    """What watches for steps that break the model, whose weights are still those of the beginning."""
+    header, linear = method.replay_header(), method.rule is None or method.rule.linear
+    own = None if "adapter" in header or header.get("mask") or not linear else method.backbone
+    asked = config.method
+    tuned = asked.name if getattr(asked, "one_rate", False) else None
+    return DivergenceWarning(warn, asked.model_dump(), own, default_rates(asked), tuned)
 
 
 def _write_answers(
