@@ -279,7 +279,7 @@ def checks_once():
             mixed_lengths(model, pad, name, head, rows, longest)
             ALIKE.add(key)
 
-    def once(config, method, prepared, scored):
+    def once(config, method, prepared):
         parts = {name: getattr(config.method, name, None) for name in ASKING}
         asked = getattr(method, "_check_objective", getattr(method, "_objective", None))
         model = prepared.loaded.model  # two folders may hold the same one
@@ -287,12 +287,12 @@ def checks_once():
         key = (built, config.task.name, type(method).check, repr(parts), asked)
         evaluator = getattr(method.evaluator, "_inner", method.evaluator)  # of several processes
         if evaluator is None or not ONCE["on"]:
-            return checked_steps(config, method, prepared, scored)
+            return checked_steps(config, method, prepared)
         kept = vars(evaluator)
         if key in LEARNED:
             known = copy.deepcopy(LEARNED[key])
             evaluator.check = lambda asks: kept.update(known, _checked=[objective for objective, _ in asks])
-        steps = checked_steps(config, method, prepared, scored)
+        steps = checked_steps(config, method, prepared)
         if key not in LEARNED:
             names = [name for name in ("_layout", "per_point", "_siblings", "_tried") if name in kept]
             LEARNED[key] = copy.deepcopy({name: kept[name] for name in names})

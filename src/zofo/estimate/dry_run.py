@@ -18,7 +18,6 @@ from zofo.methods import METHODS, TrainingContext
 from zofo.models import load_on_meta
 from zofo.models.quantization import release_memory
 from zofo.objectives import as_rewards
-from zofo.tasks import Split
 from zofo.training import RunConfig, checked_steps, prepare_run, scorer_of, training_context, try_parts
 
 
@@ -63,8 +62,7 @@ def dry_run(
         raise ConfigError(f"method={config.method.name} makes no step", "leave out --dry-run, or choose method=mezo")
     known_passes(config.method, 1)
     on_progress(f"the rows, and {config.model.name}")
-    scored: tuple[Split, ...] = ("validation", "test") if config.training.eval_on_test else ("validation",)
-    prepared = prepare_run(config, remote_code, ("train", *scored))
+    prepared = prepare_run(config, remote_code, ("train", *config.training.scored_splits))
     rewards = None if reward is None else as_rewards(reward)
     context = training_context(config, prepared, rewards)
     examples, step = heaviest(context.examples, len(context.examples)), _Step()
@@ -76,7 +74,7 @@ def dry_run(
 
     def work() -> None:
         method = kind(config.method, context)
-        steps = checked_steps(config, method, prepared, scored)
+        steps = checked_steps(config, method, prepared)
         try_parts(config, context, method, steps, rewards, on_progress)
         for number in range(2):
             on_progress(("a first step, in which buffers are made", "the step")[number])

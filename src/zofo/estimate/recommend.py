@@ -212,7 +212,7 @@ def _looked(
 ) -> tuple[Facts, RowSource]:
     """Count the rows, and look at the tokens of some of them; rows that are too long are to be cut."""
     config = draft.config
-    splits: tuple[Split, ...] = ("train", "validation", *(("test",) if config.training.eval_on_test else ()))
+    splits: tuple[Split, ...] = ("train", *config.training.scored_splits)
     since = clock()
     examples = load_examples(task, config.task, splits)
     reading = since()

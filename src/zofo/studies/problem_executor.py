@@ -87,8 +87,9 @@ class ProblemRuns(Executor):
                 score = sign * scoring.curve[-1]["score"]  # on validation
                 if config.training.eval_on_test == "best" and score > best:
                     best, at_best = score, scoring.score("test", number + 1)
-        splits = ("validation", "test") if config.training.eval_on_test else ("validation",)
-        scores = {split: scoring.score(split, steps) for split in splits}
+        scores: dict[str, dict[str, float]] = {
+            split: scoring.score(split, steps) for split in config.training.scored_splits
+        }
         if config.training.eval_on_test == "best":
             scores |= {"test": at_best, "test_last": scores["test"]}
         if problem.majority is not None and "test" in scores:  # it knows that of its test split only

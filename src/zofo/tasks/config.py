@@ -130,6 +130,11 @@ class TaskConfig(Config):
         return bool(self.tasks) or self.metaicl_setting is not None
 
     @property
+    def bare(self) -> TaskConfig:
+        """The same without demonstrations, as rows are counted and compared."""
+        return self.model_copy(update={"num_fewshot": 0})
+
+    @property
     def title(self) -> str:
         """The name in runs and tables."""
         if self.several:

@@ -188,8 +188,7 @@ def _mixed_examples(config: TaskConfig, splits: Sequence[Split], right: bool) ->
                 only: dict[str, Any] = {"candidates": one.answers[:1], "answers": (), "ends": False} if free else {}
                 mixed[split].append(replace(one, task=name, **only))
         if "train" in found and held:
-            bare = own.model_copy(update={"num_fewshot": 0})
-            plain = load_task_examples(task, bare, ["train"], False, right, True) if own.num_fewshot else found
+            plain = load_task_examples(task, own.bare, ["train"], False, right, True) if own.num_fewshot else found
             check_no_shared_rows(name, {one.where: one.prompt.strip() for one in plain["train"]}, held)
     for split in splits:
         if not mixed[split]:

@@ -68,8 +68,7 @@ def trained_questions(trained: TaskConfig, head: bool) -> frozenset[Hashable]:
     """
     if trained.several:
         return frozenset()
-    bare = trained.model_copy(update={"num_fewshot": 0})
-    rows = load_task_examples(resolve_task(trained), bare, ["train"], head=head)["train"]
+    rows = load_task_examples(resolve_task(trained), trained.bare, ["train"], head=head)["train"]
     return frozenset(question for one in rows for question in questions_of(one, False))
 
 
@@ -123,6 +122,6 @@ def _names(asked: TaskConfig) -> Sequence[str]:
 
 def _trained_rows(trained: TaskConfig, name: str) -> dict[str, str]:
     """The inputs of a training task's rows by place."""
-    own = subtask_config(trained, name).model_copy(update={"num_fewshot": 0, "allow_overlap": True})
+    own = subtask_config(trained, name).bare.model_copy(update={"allow_overlap": True})
     examples = load_task_examples(resolve_task(own, free_words=True), own, ["train"], of_several=True)
     return {one.where: one.prompt.strip() for one in examples["train"]}

@@ -124,7 +124,7 @@ def check_every_split(config: RunConfig, prepared: PreparedRun) -> list[str]:
     too long, or whose prompt without its content, which calibrated scores need, cannot be made.
     """
     task, head = prepared.task, prepared.loaded.head == "classification"
-    bare = config.task.model_copy(update={"num_fewshot": 0})
+    bare = config.task.bare
     examples: dict[Split, Sequence[Example]] = {}
     notes = []
     at_hand = readable_splits(task, config.task)

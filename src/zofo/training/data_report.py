@@ -92,12 +92,11 @@ def validate(config: RunConfig) -> TaskReport:
         shown.append((prompt, text, first.candidates[first.gold]))
         if number == 0:
             splits = {split: _report(task, examples[split]) for split in SPLITS}
-            bare = asked.model_copy(update={"num_fewshot": 0})
-            notes += row_notes(task, load_examples(task, bare) if asked.num_fewshot else examples)
+            notes += row_notes(task, load_examples(task, asked.bare) if asked.num_fewshot else examples)
         if shape is not None and (number == 0 or shape.head != "classification"):  # which reads no prompt
             notes += _notes_of_training(config.model_copy(update={"task": asked}), task, shape)
     if task.texts is not None:  # what a classification head sees
-        load_examples(task, config.task.model_copy(update={"prompt": None, "num_fewshot": 0}), head=True)
+        load_examples(task, config.task.bare.model_copy(update={"prompt": None}), head=True)
     scores = [score_name(metric, task.score_of) for metric in (task.metric, *task.extra_metrics)]
     about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": scores}
     return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown), tuple(dict.fromkeys(notes)))

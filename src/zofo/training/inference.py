@@ -133,7 +133,7 @@ def _on_all_rows(
         else:
             prepared, on = prepare_run(config, remote_code, (split,)), split
         return prepared, on + ("" if task.num_fewshot else _of_training(run, prepared, split))
-    bare = config.model_copy(update={"task": config.task.model_copy(update={"num_fewshot": 0})})
+    bare = config.model_copy(update={"task": config.task.bare})
     prepared, on = _load_whole(bare, data, split, remote_code)
     known = _of_training(run, prepared, split)
     if task.num_fewshot:  # of the run's own rows, as `predict` has them

@@ -209,8 +209,7 @@ def _row(text: str, fields: Sequence[str], number: int, messages: str | None) ->
 def solved_rows(run: RunFolder) -> list[Example]:
     """The rows of train that a run draws demonstrations from; others than it began with are refused."""
     check_rows(run, split_identity(load_examples(run.task, run.config.task, ["train"])))
-    own = run.config.task.model_copy(update={"num_fewshot": 0})
-    return load_examples(run.task, own, ["train"])["train"]
+    return load_examples(run.task, run.config.task.bare, ["train"])["train"]
 
 
 def check_rows(run: RunFolder, rows: Identity) -> None:

@@ -116,15 +116,15 @@ def _train(
     with processes.alike(), loading, Signals().raise_on_signal(lambda: f"before {kept}"):
         check_trackers(config.training.report_to)
         check_shareable(config, processes)
-        scored: tuple[Split, ...] = ("validation", "test") if config.training.eval_on_test else ("validation",)
-        prepared = prepare_run(config if begun is None else begun.on_own_task(config), remote_code, ("train", *scored))
+        splits: tuple[Split, ...] = ("train", *config.training.scored_splits)
+        prepared = prepare_run(config if begun is None else begun.on_own_task(config), remote_code, splits)
         context = training_context(config, prepared, reward, processes)
         # before a method attaches adapters to the model
         identity = identity_of(config, prepared, objective_name(context.objective_name, reward))
         header = begun_header(begun)
         begun_with = begun_selection(header, prepared.loaded.model)
         method = METHODS[config.method.name](config.method.model_copy(update=begun_with), context)
-        steps = checked_steps(config, method, prepared, scored)
+        steps = checked_steps(config, method, prepared)
         try_parts(config, context, method, steps, reward, functools.partial(say, console))
         notes = check_every_split(config, prepared)
     check_same(processes, identity, prepared)
@@ -338,10 +338,10 @@ def try_parts(
         check_reward(judged)
 
 
-def checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, scored: Sequence[Split]) -> int:
+def checked_steps(config: RunConfig, method: Method, prepared: PreparedRun) -> int:
     """How many steps are made; what cannot be made or scored is refused."""
     steps = number_of_steps(config, method, prepared.train_rows)
-    for split in scored:
+    for split in config.training.scored_splits:
         majority_of(prepared.task, prepared.examples[split])  # refuses a score that cannot be given
     if prepared.start_adapter not in (None, method.adapter_start.begun_from):
         raise ConfigError(

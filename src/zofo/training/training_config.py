@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 from zofo.config import Config
 from zofo.errors import ConfigError
 from zofo.methods import unscheduled
+from zofo.tasks import Split
 
 LrSchedulerType = Literal[
     "constant",
@@ -116,6 +117,11 @@ class TrainingConfig(Config):
                 "set training.warmup_steps=0.1 for a tenth of the steps, or train longer",
             )
         return warmup
+
+    @property
+    def scored_splits(self) -> tuple[Split, ...]:
+        """The splits that are scored after the last step."""
+        return ("validation", "test") if self.eval_on_test else ("validation",)
 
     def evaluated_after(self, steps: int) -> frozenset[int]:
         """The numbers of steps after which validation is scored, the last one among them.
