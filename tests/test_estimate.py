@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -81,6 +82,40 @@ def test_weights_have_the_size_that_they_are_loaded_with(model_folder, quantizat
     parts = [part for one in tensors.values() for _, part in plain_tensors("", one)]
     size = sum(part.numel() * part.element_size() for part in parts)
     assert weight_bytes(load_on_meta(asked).model) == pytest.approx(size, rel=0.05 if quantization else 0)
+
+
+def test_what_fits_is_shown_with_the_keys_to_type(model_folder, rows, run_zofo):
+    words = ("estimate", f"model={model_folder}", f"task.data={rows}", "method=mezo", "method.batch_size=2")
+    code, shown, _ = run_zofo(*words, "--max-memory", "8GB")
+    assert code == 0
+    assert "what fits into 7.45 GiB (so does what is configured), the first one first:" in shown
+    assert "  method=first-order" in shown
+    code, shown, _ = run_zofo(*words, "--max-memory", "1KB")
+    assert code == 0
+    assert "nothing fits into 0.00 GiB; the smallest takes" in shown
+    assert run_zofo(*words, "--max-memory", "much")[0] == 2
+
+
+def test_a_dry_run_shows_what_was_measured_beside_its_estimate(model_folder, rows, run_zofo):
+    words = (f"model={model_folder}", f"task.data={rows}", "method=mezo", "method.batch_size=2")
+    code, shown, _ = run_zofo("train", "--dry-run", *words)
+    assert code == 0
+    assert re.search(r"estimated +measured +estimated / measured", shown)
+    assert re.search(r"peak GiB +[0-9.]+ +[0-9.]+ +[0-9.]+", shown)
+    assert "nothing was written, and it is undone" in shown
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_constants_of_a_machine_are_shown(run_zofo, monkeypatch, as_json, tmp_path):
+    machine = replace(PACKAGED, seconds_per_flop={"float32": 1e-11}, seconds_per_byte=0.0)
+    monkeypatch.setattr("zofo.estimate.calibrate", lambda on_progress: (machine, tmp_path / "machine.json"))
+    code, shown, _ = run_zofo("bench", "calibrate", *(["--json"] if as_json else []))
+    assert code == 0
+    if as_json:
+        assert json.loads(shown)["seconds_per_flop"] == {"float32": 1e-11}
+    else:
+        assert "products in float32: 100.0 GFLOP/s\nsweeps take no time beside products here\n" in shown
+        assert f"wrote {tmp_path / 'machine.json'}" in shown
 
 
 def test_a_run_that_starts_from_another_is_estimated_like_one_that_does_not(model_folder, rows, tmp_path):
