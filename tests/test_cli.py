@@ -540,3 +540,31 @@ def test_a_comparison_is_shown_as_lines_or_as_json_and_a_difference_is_exit_code
     runs = ["runs/a", "runs/b"][: 1 if verb == "replay" else 2]
     assert run_zofo(verb, *runs)[:2] == (1, "one\ntwo\n")
     assert run_zofo(verb, *runs, "--json")[:2] == (1, '{"a": 1}\n')
+
+
+def test_a_run_that_has_ended_is_watched_and_reported_at_once(run_zofo, trained, tmp_path, monkeypatch):
+    code, shown, _ = run_zofo("watch", trained)
+    assert code == 0
+    assert "accuracy" in shown
+    page = tmp_path / "page.html"
+    assert run_zofo("report", trained, "--live", "-o", page)[:2] == (0, f"report: {page}; open it in a browser\n")
+
+    def interrupted(run):
+        yield "a line"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zofo.report.watch_run", interrupted)
+    assert run_zofo("watch", trained)[:2] == (0, "a line\nthe run goes on\n")
+
+
+def test_a_plan_and_a_report_of_a_study_are_two_commands(run_zofo, tmp_path):
+    code, _, err = run_zofo("study", "digits", "--plan", "--report-only", "--out", tmp_path / "study")
+    assert code == 2
+    assert "a command does one" in err
+    code, _, err = run_zofo("study", "digits", "--report-only", "--out", tmp_path / "study")
+    assert code == 2
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "study.json").write_text("{}", encoding="utf-8")
+    code, _, err = run_zofo("report", tmp_path / "begun", "-o", tmp_path / "page.html")
+    assert code == 2
+    assert "is a study without results.csv" in err
