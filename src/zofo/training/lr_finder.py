@@ -96,9 +96,10 @@ def tune_lr(
     """
     method = config.method
     if not isinstance(method, ForwardOnlyConfig) or not method.one_rate:
+        smaller = "; a penalty above 1 wants smaller steps" if hasattr(method, "penalty") else ""
         raise ConfigError(
             f"tune lr finds the learning rate of zeroth-order steps by themselves, not that of {method.name!r}",
-            "tune it with method=mezo and the same noise; a penalty above 1 wants smaller steps"
+            f"tune it with method=mezo and the same noise{smaller}"
             if getattr(method, "estimator", None)
             else "add method=mezo, whose steps these are; of another method try some rates in a study",
         )
