@@ -511,7 +511,7 @@ def test_the_table_of_long_runs_in_the_subspace_of_inputs():
         assert told[f"{round(each[0]['queries'], -3):,}"] == cells
     assert len(told) == 12
     text = re.sub(r"\s+", " ", PAGE)
-    for name in ("full", "subspace 16"):
+    for name in names:
         last = runs[(runs["method"] == name) & runs["test_loss"].notna()].iloc[0]
         assert re.search(rf"{last['test_loss']:.3f}( nats)? and {100 * last['test_score']:.1f} % of the ", text)
     random = pd.read_csv(RESULTS / "subspace.csv").set_index("method").loc["random 16"]
