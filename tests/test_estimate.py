@@ -420,7 +420,7 @@ def test_a_recommendation_says_how_many_rows_are_scored(model_folder, tmp_path, 
     assert 32 <= sizes["validation"] == sizes["test"] < 500
     assert minute.reasons[-1].startswith(f"{sizes['validation']} of 500 validation rows are scored, once, and as many ")
     assert 0.7 * 60 < minute.seconds <= 60
-    with pytest.raises(ConfigError, match=r"^9 s are too short for .*: 8 s go by before the first step"):
+    with pytest.raises(ConfigError, match=r"^9 s are too short for .*: [89] s go by before the first step"):
         of(9)
 
 
