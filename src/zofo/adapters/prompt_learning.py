@@ -106,13 +106,15 @@ def _check_causal(model: Any, adapter: str) -> None:
 
 
 def _random_words(model: Any, count: int, seed: int) -> torch.Tensor:
-    """Ids of seeded random words of the vocabulary, none that the configuration calls special: int64, [1, count]."""
+    """Ids of seeded random words of the vocabulary, none that the configuration calls special, where there are others:
+    int64, [1, count]."""
     config = model.config.get_text_config()
     special: set[Any] = set()
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         ids = getattr(config, name, None)
         special.update(ids if isinstance(ids, list) else [ids])
-    plain = torch.tensor([token for token in range(config.vocab_size) if token not in special])
+    known = range(config.vocab_size)
+    plain = torch.tensor([token for token in known if token not in special] or list(known))
     drawn = random_words(Key(seed, 0), "virtual tokens/words", 0, count, torch.device("cpu"))
     return plain[drawn % len(plain)].unsqueeze(0).to(model.get_input_embeddings().weight.device)
 

@@ -59,7 +59,7 @@ class ModelConfig(Config):
 
     name: str = "smollm2-135m"
     """An embedded model (`zofo list models`), a folder with a transformers model, or a Hub id (`facebook/opt-125m`)."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Number type of the weights; of a quantised model, that of products and of what is not packed. `auto` stands for
     the one that the checkpoint's config.json names, which is what a run records."""
     quantization: Quantization | None = None
@@ -86,7 +86,7 @@ class ModelConfig(Config):
         plain = cls(**{key: given[key] for key in ("name", "revision") if key in given})
         with _opened(plain) as (_, content):
             own = checkpoint_dtype(content)
-        known = get_args(cls.model_fields["dtype"].annotation)
+        known = [name for name in get_args(cls.model_fields["dtype"].annotation) if name != "auto"]
         if own not in known:
             what = "names no number type of its weights" if own is None else f"names {own}, which is not trained here"
             raise ConfigError(
