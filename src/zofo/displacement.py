@@ -1,7 +1,7 @@
 """Keys and displacements: a point in weight space is the base weights plus a short list of (key, coefficient).
 
-A direction z(key) is never stored, so a vector with a billion entries is a line of text. Displacements add, subtract
-and scale like the vectors they stand for.
+A direction z(key) is never stored, so a vector with a billion entries fits in a line of text. Displacements add,
+subtract and scale like the vectors they stand for.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ class Key(NamedTuple):
     """The name of one random direction, forever.
 
     Attributes:
-        seed: of the run, 0 <= seed < 2**64.
-        step: in which the direction is drawn, 0 <= step < 2**32.
+        seed: seed of the run, 0 <= seed < 2**64.
+        step: the step that draws the direction, 0 <= step < 2**32.
         index: which direction of this step (which probe, which example), 0 <= index < 2**32.
     """
 
@@ -77,16 +77,16 @@ class Displacement:
         return iter(self._terms)
 
     def __getitem__(self, key: Key) -> float:
-        """The coefficient of `key`; zero for a key that is not a term."""
+        """The coefficient of `key`; zero if there is no such term."""
         return self._terms.get(key, 0.0)
 
     def items(self) -> Iterator[tuple[Key, float]]:
-        """The terms, as (key, coefficient)."""
+        """The terms as (key, coefficient) pairs."""
         return iter(self._terms.items())
 
     @classmethod
     def sum(cls, displacements: Iterable[Displacement]) -> Displacement:
-        """The sum of many, in time proportional to their terms."""
+        """The sum of many displacements, in time proportional to the total number of terms."""
         terms: dict[Key, float] = {}
         for displacement in displacements:
             for key, coefficient in displacement.items():
@@ -94,7 +94,7 @@ class Displacement:
         return cls(terms)
 
     def pruned(self, tolerance: float) -> Displacement:
-        """The same vector with every term of |coefficient| < `tolerance` dropped."""
+        """The same vector without the terms of |coefficient| < `tolerance`."""
         return Displacement({k: c for k, c in self._terms.items() if abs(c) >= tolerance})
 
     def __repr__(self) -> str:

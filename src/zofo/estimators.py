@@ -1,4 +1,4 @@
-"""Zeroth-order gradient estimators: say where to ask, then turn the answers into a gradient. Pure functions."""
+"""Zeroth-order gradient estimators: choose the points, then turn the losses there into a gradient. Pure functions."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Direction = Key | Sequence[Key]
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an estimator makes of the losses it asked for.
+    """The result of an estimator.
 
     Args:
-        loss: mean of the losses at the points that were asked for: an estimate of the loss at theta.
-        gradient: estimate of the gradient of the mean loss, one term for each key.
-        projected_gradients: for each key, the slope along its direction of the mean loss of the examples that have it,
-            before any average over directions.
-        queries: forward passes of one example that the losses took.
-        spread: standard deviation of the slopes that each example has along each direction (with n - 1 in the
-            denominator); 0 where they differ by no more than rounding, nan where there is only one.
+        loss: mean of the losses at all points: an estimate of the loss at theta.
+        gradient: estimated gradient of the mean loss, one term per key.
+        projected_gradients: for each key, the slope of the mean loss along its direction, over the examples that use
+            it, before any average over directions.
+        queries: number of forward passes of a single example.
+        spread: sample standard deviation (n - 1) of the slopes of all examples along all directions; 0 if they differ
+            by rounding only, nan if there is only one.
     """
 
     loss: float
@@ -42,26 +42,26 @@ class Estimate:
 
     @classmethod
     def from_gradient(cls, gradient: Displacement) -> Estimate:
-        """A gradient that was read from a log; the losses behind it are not known."""
+        """An estimate with a gradient read from a log; its losses are not known."""
         return cls(math.nan, gradient, {}, 0)
 
     def with_gradient(self, gradient: Displacement) -> Estimate:
-        """The same estimate with another gradient, for sums of several losses."""
+        """A copy with another gradient, for sums of several losses."""
         return replace(self, gradient=gradient)
 
     def slopes(self, what: str = "projected_gradient") -> dict[str, float]:
-        """The slope along each key, as logs name it: `what`, and the key's index."""
+        """The slope along each key under the name that logs use: `what` and the key's index."""
         return {f"{what}_{key.index}": slope for key, slope in self.projected_gradients.items()}
 
     @property
     def ties(self) -> float:
-        """The share of keys along which the loss did not change."""
+        """The share of keys along which the loss does not change."""
         return sum(slope == 0 for slope in self.projected_gradients.values()) / len(self.projected_gradients)
 
     def normalized_by_std(self) -> Estimate:
-        """The same estimate with gradient / spread: a step whose length does not depend on the scale of the losses.
+        """The same estimate with gradient / spread, so that the step length does not depend on the scale of the losses.
 
-        Where all slopes are equal, and nothing is known of their scale, the gradient is 0.
+        If all slopes are equal, their scale is unknown, and the gradient is 0.
 
         Source: FZOO (Dang et al. 2025), which divides by the standard deviation of the losses along several
         directions; GRZO (2026), which does so with a direction for each example.
@@ -72,15 +72,15 @@ class Estimate:
 class Estimator(ABC):
     """A zeroth-order estimator of the gradient of the mean loss over the examples of a batch.
 
-    With n directions the estimate is the mean over them. A direction that the whole batch shares is multiplied by the
-    slope of the mean loss; one that belongs to some examples only, by their share of it, which is as unbiased.
+    With n directions the estimate is the mean over them. A direction shared by the whole batch is multiplied by the
+    slope of the mean loss; one that only some examples use, by the slope of their share of it. Both are unbiased.
 
     Args:
-        epsilon: how far from theta the losses are asked for, > 0.
+        epsilon: distance of the points from theta, in units of a direction, > 0.
 
     Attributes:
-        linear: whether the estimate is linear in the losses, so that it follows their gradient's length, and those of
-            several losses can be added.
+        linear: whether the estimate is linear in the losses, so that it scales with them and estimates of several
+            losses can be added.
     """
 
     linear: bool = True
@@ -97,14 +97,15 @@ class Estimator(ABC):
 
     @abstractmethod
     def ask(self, directions: Sequence[Direction]) -> Sequence[Point]:
-        """The points at which `tell` needs losses, in its order."""
+        """The points at which `tell` needs losses, in the order in which it expects them."""
 
     @abstractmethod
     def slopes(self, losses: torch.Tensor) -> torch.Tensor:
-        """From the losses [points, examples] at the points of n directions, each example's slope along each: [n, E]."""
+        """The slope of each example along each of n directions, from losses [points, examples]: [n, examples]."""
 
     def shaped(self, losses: torch.Tensor) -> torch.Tensor:
-        """u of each member of a population by its mean loss, of estimators that compare members; lower is better.
+        """The score u of each member of a population from its mean loss (lower is better), for estimators that compare
+        members.
 
         Args:
             losses: float64, shape [members].
@@ -119,11 +120,10 @@ class Estimator(ABC):
 
         Args:
             directions: as given to `ask`.
-            losses: one for each point and example, shape [points, examples]. Differences are taken for each example and
-                in float64, before any average.
+            losses: shape [points, examples]. Differences are taken per example and in float64, before any average.
 
         Raises:
-            NonFiniteError: a loss is not a finite number; it is named with its point and key.
+            NonFiniteError: a loss is not finite; the message names its point and key.
         """
         self.check_finite(directions, losses)
         exact = losses.cpu().double()  # few numbers; not every device has float64
@@ -151,7 +151,7 @@ class Estimator(ABC):
         )
 
     def _spread(self, slopes: torch.Tensor, losses: torch.Tensor) -> float:
-        """0 where it is no more than the rounding of the losses makes it."""
+        """The sample standard deviation; 0 if it is no larger than the rounding of the losses explains."""
         if slopes.numel() < 2:
             return math.nan
         spread = slopes.std().item()
@@ -159,7 +159,7 @@ class Estimator(ABC):
         return spread if spread > rounding else 0.0
 
     def check_finite(self, directions: Sequence[Direction], losses: torch.Tensor) -> None:
-        """Raises NonFiniteError for a loss at the points of `ask` that is not a finite number."""
+        """Raise NonFiniteError if a loss at the points of `ask` is not finite."""
         bad = (~torch.isfinite(losses)).nonzero()
         if not len(bad):
             return
@@ -174,7 +174,7 @@ class Estimator(ABC):
 
 
 def along(direction: Direction, coefficient: float) -> Point:
-    """The point at so many times a direction from theta, of each example where these have their own."""
+    """The point at theta + coefficient * direction; per example if they have their own directions."""
     if isinstance(direction, Key):
         return Displacement({direction: coefficient})
     return [Displacement({key: coefficient}) for key in direction]
@@ -194,7 +194,7 @@ class EstimatorConfig(PartConfig):
 class TwoSided(Estimator):
     """SPSA: the slope of a loss along z is [L(theta + e z) - L(theta - e z)] / 2e; the gradient is its mean times z.
 
-    2 n queries an example for n directions. Its bias falls as e**2.
+    Takes 2 n queries per example for n directions. The bias is O(e**2).
 
     Source: Spall (1992); MeZO (Malladi et al. 2023), definition 1.
     """
@@ -211,7 +211,7 @@ class TwoSided(Estimator):
 class OneSided(Estimator):
     """Forward differences: the slope of a loss along z is [L(theta + e z) - L(theta)] / e.
 
-    n + 1 queries an example for n directions, since all share L(theta). Its bias falls as e.
+    Takes n + 1 queries per example for n directions, since all share L(theta). The bias is O(e).
     """
 
     def ask(self, directions: Sequence[Direction]) -> Sequence[Point]:
@@ -227,22 +227,22 @@ Shape = Literal["z-score", "rank", "plain"]
 
 @ESTIMATORS.register("population")
 class Population(Estimator):
-    """Members theta + e z_i, each with the mean loss l_i of the batch; the estimate is the mean over them of u_i z_i.
+    """A population of members theta + e z_i with mean batch losses l_i; the estimate is the mean of u_i z_i.
 
-    u_i is what `scores` makes of l_i: `z-score`, (l_i - mean) / standard deviation over the members; `rank`, the rank
-    of l_i, from -1/2 for the lowest to 1/2 for the highest, ties in the middle; `plain`, which is unbiased,
-    (l_i - mean of the others) / e. The first two do not follow the scale of the loss, nor e: a learning rate is a
-    length. Where all l_i are equal, they are 0.
+    `scores` says how u_i follows from l_i: `z-score` is (l_i - mean) / standard deviation over the members; `rank` is
+    the rank of l_i, from -1/2 for the lowest to 1/2 for the highest, with ties averaged; `plain`, which is unbiased, is
+    (l_i - mean of the others) / e. The first two do not depend on e or on the scale of the loss, so the learning rate
+    is a length. If all l_i are equal, they are 0.
 
-    Mirrored, each direction gives two members, +e z and -e z, whose u are subtracted: of `plain` scores that is the
-    mean of `two-sided` estimates, to the bit.
+    With `mirrored`, each direction has two members, +e z and -e z, whose scores are subtracted. With `plain` scores
+    this equals the mean of `two-sided` estimates bit for bit.
 
-    N queries an example for N members, which is n directions, or 2 n mirrored ones.
+    Takes N queries per example for N members: N directions, or N / 2 mirrored ones.
 
     Args:
-        epsilon: sigma, how far the members are from theta, > 0.
-        mirrored: each direction has a member on both of its sides.
-        scores: what is made of the losses.
+        epsilon: sigma, the distance of the members from theta, > 0.
+        mirrored: evaluate each direction on both sides.
+        scores: how losses become scores.
 
     Source: Salimans et al. (2017), "Evolution Strategies as a Scalable Alternative to Reinforcement Learning" (ranks,
     mirrored); Qiu et al. (2025), "Evolution Strategies at Scale" (z-scores, one-sided).
@@ -256,12 +256,12 @@ class Population(Estimator):
         self.linear = scores == "plain"
 
     def ask(self, directions: Sequence[Direction]) -> Sequence[Point]:
-        """+e z for each direction, and where they are mirrored -e z after it."""
+        """+e z for each direction, followed by -e z if mirrored."""
         signs = (1.0, -1.0) if self.mirrored else (1.0,)
         return [along(direction, sign * self.epsilon) for direction in directions for sign in signs]
 
     def slopes(self, losses: torch.Tensor) -> torch.Tensor:
-        """u of each direction, the same for all examples; of `plain` scores, the slope of each example."""
+        """The score u of each direction, the same for all examples; for `plain` scores, the slope of each example."""
         members = losses if self._scores == "plain" else self.shaped(losses.mean(dim=1))[:, None].expand_as(losses)
         unit = 2 * self.epsilon if self._scores == "plain" else 2.0
         if self.mirrored:

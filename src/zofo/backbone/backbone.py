@@ -1,4 +1,4 @@
-"""The tensors that move: each once, under a stable name, with the one loop that adds a displacement to them."""
+"""The tensors that training moves, each under a stable name, and the one loop that adds a displacement to them."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ _GATHERED = 64  # keys of updates that are written in one sweep
 class Backbone:
     """theta: the selected tensors of a module, and the only code that writes a direction into them.
 
-    Tied tensors are one tensor, under the name where the module shows them first. Names are taken when the object is
-    built, so build it before adapters wrap the module: the names, and with them the directions, stay what they were.
+    Tied tensors count as one tensor, under the first name that the module lists. Names are taken when the object is
+    built, so build it before adapters wrap the module: a direction depends on the name of its tensor.
 
     Args:
         module: any torch module.
         noise: the distribution that gives a key its direction.
-        select: glob patterns of parameter names, for example `["*.layers.29.*"]`, and `!pattern` for what is left out;
-            None selects every parameter. One with `requires_grad=False` moves only where a pattern other than `*` names
-            it, or where none of the module's requires a gradient.
-        block: entries drawn at a time; the bits do not depend on it.
-        mask: the part of every direction that is kept, decided on the tensors as they are now; None keeps all of it.
-        rounding: of updates of half-precision tensors.
+        select: glob patterns of parameter names, for example `["*.layers.29.*"]`; `!pattern` excludes. None selects
+            every parameter. A parameter with `requires_grad=False` is selected only if a pattern other than `*` names
+            it, or if no parameter of the module requires a gradient.
+        block: number of entries drawn at a time. It does not change the result.
+        mask: which part of every direction is kept, decided from the current values of the tensors; None keeps all of
+            it.
+        rounding: how updates of half-precision tensors are rounded.
 
     Attributes:
-        parameters: that move, by name.
-        noise: as given, masked.
-        frozen: the names of those that stay because they do not require a gradient.
+        parameters: the selected parameters by name.
+        noise: the given noise, with the mask applied.
+        frozen: names of the parameters left out because they do not require a gradient.
         decays: the names that weight decay applies to (no biases, no norms; by the type of their module).
-        sweeps: how many times the whole selection has been written since the object was built.
-        is_corrupt: whether a sweep was interrupted, so that some tensors have moved and others have not.
+        sweeps: how often the whole selection has been written since the object was built.
+        is_corrupt: whether a sweep was interrupted, which leaves some tensors moved and others not.
 
     Raises:
-        ConfigError: a pattern that matches nothing, or a tensor that `noise` cannot be drawn for.
-        ModelError: a selected tensor that is not floating point, such as a quantised weight; that has no numbers; or
-            that shares memory with another under another shape.
+        ConfigError: a pattern matches nothing, or `noise` cannot be drawn for the shape of a tensor.
+        ModelError: a selected tensor is not floating point (such as a quantised weight), has no values, or shares
+            memory with another tensor of another shape.
     """
 
     def __init__(
@@ -79,13 +80,13 @@ class Backbone:
         self.decays = frozenset(self.parameters) - without_decay(module).keys()
 
     def leave_out(self, names: Collection[str]) -> None:
-        """Take tensors out of theta, before anything moves; the directions of the others stay what they are."""
+        """Remove tensors from theta before anything has moved. The directions of the other tensors do not change."""
         self.parameters = {name: parameter for name, parameter in self.parameters.items() if name not in names}
         self.decays -= frozenset(names)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The selected tensors by name, as they are now: a parameter may have been moved to another device."""
+        """The selected tensors by name. Always current: parameters may have been moved to another device."""
         return {name: parameter.data for name, parameter in self.parameters.items()}
 
     @property
@@ -95,7 +96,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the first selected tensor is."""
+        """The device of the first selected tensor."""
         return next(iter(self.parameters.values())).device
 
     @property
@@ -105,11 +106,11 @@ class Backbone:
 
     @property
     def dtypes(self) -> frozenset[torch.dtype]:
-        """The number types among the selected tensors."""
+        """The dtypes of the selected tensors."""
         return frozenset(parameter.dtype for parameter in self.parameters.values())
 
     def is_active(self, key: Key, name: str) -> bool:
-        """Whether z(key) may be other than zero in a tensor; the same for all keys of a step."""
+        """Whether z(key) can be non-zero in a tensor. The answer is the same for all keys of a step."""
         return self.noise.is_active(key, name)
 
     @torch.no_grad()
@@ -121,21 +122,20 @@ class Backbone:
     ) -> None:
         """Apply an update in one sweep: `theta <- (1 - decay_factor) (theta - leaving) + displacement`.
 
-        Where the noise holds something for each key and the keys are very many, it takes a sweep for some of them at a
-        time.
+        If the noise keeps data for each key and there are very many keys, they are split over several sweeps.
 
-        An `Update` of half-precision tensors is rounded stochastically, by bits that its newest key names: what one
-        step is too small to change arrives in expectation over many. A plain displacement is rounded to nearest, as is
-        an update with `rounding="nearest"`.
+        Half-precision tensors are rounded stochastically, with bits drawn from the newest key of the `Update`, so that
+        steps too small to change a value still add up in expectation. A plain displacement is rounded to nearest, and
+        so is every update with `rounding="nearest"`.
 
         Args:
             update: the update, or a plain displacement to add.
-            leaving: where the tensors stand now relative to theta; taken off in the same sweep, so that going home and
-                updating cost one sweep, not two.
-            directions: of all keys of the update and of `leaving`, for a caller that has drawn them already.
+            leaving: the tensors' current offset from theta. It is removed in the same sweep, so that returning to theta
+                and updating it cost one sweep instead of two.
+            directions: the directions of all keys of `update` and `leaving`, if the caller has already drawn them.
 
         Raises:
-            NonFiniteError: a coefficient that is not finite in float32; nothing was written.
+            NonFiniteError: a coefficient is not finite in float32. Nothing was written.
             ModelError: an earlier sweep was interrupted in the middle.
         """
         if self.is_corrupt:
@@ -161,9 +161,9 @@ class Backbone:
 
     @contextmanager
     def deferred_writes(self) -> Iterator[None]:
-        """While it is open, updates wait for one another, for a caller that does not look at the weights meanwhile.
+        """Context in which updates are collected and written together at the end.
 
-        They are written one after the other as ever, with the same bits, but tensor by tensor: each is fetched from
+        Use it where nothing reads the weights in between. The result is bit-identical, but each tensor is read from
         memory once for many updates.
         """
         self._gathered = []
@@ -190,7 +190,7 @@ class Backbone:
     def _sweep(
         self, writes: Sequence[tuple[Update, Key | None]], home: Displacement, directions: DirectionSampler
     ) -> None:
-        """Write `home` and updates, one after the other, into every tensor; each with the key that rounds it."""
+        """Write `home` and then the updates into every tensor, each with the key that rounds it."""
         self.is_corrupt = True  # until all is written: an interrupt in between cannot be undone exactly
         tensors = self.tensors.items()
         jobs = [job for name, tensor in tensors for job in self._jobs(name, tensor, writes, home, directions)]
@@ -211,9 +211,9 @@ class Backbone:
         home: Displacement,
         directions: DirectionSampler,
     ) -> list[Callable[[], None]]:
-        """What writes `home` and updates into one tensor, one after the other: a job for each block.
+        """The jobs that write `home` and then the updates into one tensor: one job per block.
 
-        Blocks are whole rows where they can be. A tensor that needs no copy and is added to at once is one block.
+        Blocks are whole rows where possible. A tensor that is added to in place, without a copy, is one block.
         """
         changes = [Change(update, rounding, *self._terms(name, update, home)) for update, rounding in writes]
         changes = [change for change in changes if change.is_active]
@@ -238,9 +238,9 @@ class Backbone:
         return [all_of_them] if blocks else []
 
     def _terms(self, name: str, update: Update, home: Displacement) -> tuple[float, list[tuple[Key, float]]]:
-        """The share that an update takes off a tensor, and what is added to it along directions.
+        """The decay that an update applies to a tensor, and the terms it adds along directions.
 
-        There is one term for each key: a direction that is both left and updated along is drawn once.
+        There is one term per key: a direction in both `leaving` and the update is drawn once.
         """
         keep = 1.0 - update.decay_factor if name in self.decays else 1.0
         add = home * keep + update.displacement if update.dense_update_fn is None else home * keep
@@ -248,15 +248,15 @@ class Backbone:
         return 0.0 if keep == 1.0 else update.decay_factor, terms
 
     def directions(self, keys: Iterable[Key]) -> DirectionSampler:
-        """The directions of some keys for the selected tensors, in the form that `apply_` adds."""
+        """The directions of some keys for the selected tensors, in the form that `apply_` adds them."""
         return self.noise.directions(keys, self.shapes, self.device)
 
     @torch.no_grad()
     def swap_(self, stored: Mapping[str, torch.Tensor]) -> None:
-        """Swap the values of the selected tensors with those of a stored copy, block by block, wherever it is.
+        """Exchange the values of the selected tensors with a stored copy, block by block, on any device.
 
         Args:
-            stored: a tensor of the same type and shape for each name, contiguous.
+            stored: a contiguous tensor of the same dtype and shape for each name.
 
         Raises:
             ModelError: an earlier sweep was interrupted in the middle.
@@ -278,7 +278,7 @@ class Backbone:
 
     @torch.no_grad()
     def keep(self, stored: dict[str, torch.Tensor]) -> None:
-        """Copy the selected tensors into `stored`, where memory for them is made the first time."""
+        """Copy the selected tensors into `stored`, which is allocated on first use."""
         for name, tensor in self.tensors.items():
             if name not in stored or stored[name].device != tensor.device:
                 stored[name] = torch.empty_like(tensor)
@@ -286,18 +286,18 @@ class Backbone:
 
     @torch.no_grad()
     def restore_(self, stored: Mapping[str, torch.Tensor]) -> None:
-        """Give the selected tensors the bits that `keep` stored, also after a sweep that was interrupted."""
+        """Restore the bits that `keep` stored, even after an interrupted sweep."""
         self.is_corrupt = True
         for name, tensor in self.tensors.items():
             tensor.copy_(stored[name])
         self.is_corrupt = False
 
     def fingerprint(self) -> str:
-        """See the function `fingerprint`, of the selected tensors."""
+        """The `fingerprint` of the selected tensors."""
         return fingerprint(self.tensors)
 
     def values(self, displacement: Displacement) -> Mapping[str, torch.Tensor]:
-        """The displacement written out, a float32 tensor for each name: for tests and small problems only."""
+        """The displacement written out as a float32 tensor per name. For tests and small problems only."""
         written, directions = {}, self.directions(displacement)
         for name, tensor in self.tensors.items():
             total = torch.zeros(tensor.numel(), dtype=torch.float32, device=tensor.device)
@@ -307,7 +307,7 @@ class Backbone:
 
 
 def _parts(update: Update, keys: int | None) -> list[Update]:
-    """The update as several with at most so many keys, to be written one after the other; the first one shrinks."""
+    """Split an update into several with fewer keys, to be written in order; the first one has the decay."""
     terms = list(update.displacement.items())
     if keys is None or len(terms) <= keys:
         return [update]
@@ -316,7 +316,7 @@ def _parts(update: Update, keys: int | None) -> list[Update]:
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over the names, types, shapes and bits of tensors, as `sha256:...`; a packed one gives its parts."""
+    """SHA-256 of the names, dtypes, shapes and bits of tensors, as `sha256:...`; for a packed tensor, of its parts."""
     digest = hashlib.sha256()
     for whole in sorted(tensors):  # one at a time: a mapping may read them from a file
         for name, tensor in plain_tensors(whole, tensors[whole]):
@@ -326,8 +326,8 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def without_decay(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that weight decay leaves alone: biases and, by the module's type, all of a normalisation, and the
-    magnitudes of DoRA, which start at the norms of weights."""
+    """Names of the parameters that weight decay does not apply to: biases, normalisation layers (by module type), and
+    DoRA magnitudes, which start at the norms of the weights."""
     found: dict[str, nn.Parameter] = {}
     for prefix, part in module.named_modules():
         kind = type(part).__name__.lower()

@@ -1,4 +1,4 @@
-"""A copy of weights that move, with which the model answers as it did before."""
+"""A copy of the weights that training moves, for answers of the model as it was before."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from zofo.errors import ModelError, out_of_memory
 
 
 class BaseCopy:
-    """The weights of a model as they are now: called with it later, it answers by them, wherever its own have gone.
+    """A copy of a model's current weights. Call it later to run the model with them.
 
     Args:
-        parameters: that may move; the copy takes their memory once more.
+        parameters: the parameters that training may move. The copy doubles their memory.
 
     Raises:
-        ModelError: it does not fit into memory.
+        ModelError: the copy does not fit into memory.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -35,10 +35,10 @@ class BaseCopy:
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[None]:
-        """While it is open, the modules of the model hold the copies.
+        """Context in which the model's modules hold the copied weights.
 
-        Its own weights are neither read nor written, so that a forward which carries directions of theirs, or moves
-        them, may be around it.
+        The current weights are neither read nor written, so it can be used within a forward that moves or perturbs
+        them.
         """
         held = [
             (module._parameters, name, parameter)

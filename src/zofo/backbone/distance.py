@@ -1,4 +1,4 @@
-"""How far updates have taken the backbone, without a copy of it."""
+"""How far updates have moved the backbone, without a copy of it."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ _BLOCK = 1 << 20  # entries compared at a time
 
 
 class BackboneDistance:
-    """|theta - theta_0| / |theta_0|, from the keys and coefficients of the updates alone.
+    """|theta - theta_0| / |theta_0|, computed from the keys and coefficients of the updates alone.
 
-    sqrt(sum over keys of c^2 |z(key)|^2) / |theta_0|, with c the sum of all coefficients that a key has had. What that
-    leaves out are the products z(j) . z(k) of different directions: as a share, about the number of keys over the
-    number d of entries. |z|^2 is that of `Noise.squared_length`: exact for low-rank noise, else a mean. In half
-    precision it is the distance before rounding.
+    sqrt(sum over keys of c^2 |z(key)|^2) / |theta_0|, with c the sum of all coefficients of a key. This neglects the
+    products z(j) . z(k) of different directions, a relative error of about the number of keys over the number d of
+    entries. |z|^2 comes from `Noise.squared_length`: exact for low-rank noise, otherwise its mean. In half precision it
+    is the distance before rounding.
 
-    With weight decay, the tensors that decay are s theta_0 + sum of c z: s, and each c once it was added, are
-    multiplied by 1 - shrink at every update. So it is the length of (1 - s) theta_0 and these directions there, and of
-    the directions as usual elsewhere; left out are the products of theta_0 with a direction, too, as a share about
-    sqrt(number of keys / d).
+    With weight decay, a tensor that decays is s theta_0 + sum of c z, where every update multiplies s and the earlier c
+    by 1 - shrink. Its distance is the length of (1 - s) theta_0 + sum of c z. This also neglects the products of
+    theta_0 with directions, a relative error of about sqrt(number of keys / d).
 
-    Unknown (None) once an update was no displacement: a rule that is not linear, or weight decay without `decays`.
+    Unknown (None) after an update that is not a displacement: one of a non-linear rule, or weight decay without
+    `decays`.
 
-    With `copy`, for rules that keep buffers of theta's size in any case, it is the distance itself, entry by entry,
-    whatever the updates were, and after rounding.
+    With `copy`, the exact distance, after rounding, for any update: meant for rules that keep buffers of theta's size
+    anyway.
 
     Args:
-        backbone: as it is before the first update, with none pending.
-        copy: keep theta_0, beside theta and in its number type.
+        backbone: the backbone before its first update, with nothing pending.
+        copy: keep a copy of theta_0, on the device and in the dtype of theta.
         decays: whether updates may shrink theta.
 
     Attributes:
-        copied: bytes of theta_0 that are kept.
+        copied: size of the copy of theta_0 in bytes.
     """
 
     def __init__(self, backbone: Backbone, copy: bool = False, decays: bool = False) -> None:
@@ -65,7 +65,7 @@ class BackboneDistance:
         self.copied = sum(tensor.nbytes for tensor in self._copy.values())
 
     def add(self, update: Update) -> None:
-        """An update was made. A key that one update leaves out must not come back in a later one."""
+        """Record an update. A key that one update omits must not come back in a later one."""
         if update.dense_update_fn is not None or (update.decay_factor and not self._decays):
             self._known = False
         if not self._known or self._copy:
@@ -78,9 +78,9 @@ class BackboneDistance:
 
     @property
     def relative(self) -> float | None:
-        """The distance as a share of theta's length at the start; None where it is not known.
+        """The distance as a share of theta's initial length; None if it is not known.
 
-        With a copy of theta_0, theta must be written: no update may be pending.
+        With a copy of theta_0, no update may be pending.
         """
         if self._copy and self._start:
             return distance(self._copy, self._backbone.tensors) / self._start
@@ -90,12 +90,12 @@ class BackboneDistance:
         return math.sqrt(lost**2 + self._decaying.squared + self._still.squared) / self._start
 
     def state_dict(self) -> StateDict:
-        """What it knows, for a run that goes on later."""
+        """The state, to resume a run."""
         decaying = {"left": self._left, "decaying": self._decaying.state_dict()} if self._decays else {}
         return StateDict({**self._still.state_dict(), "known": self._known, **decaying})
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Take back what `state_dict` gave."""
+        """Load the state that `state_dict` returned."""
         values = state.values
         self._known = values["known"]
         self._still.load_state_dict(values)
@@ -113,7 +113,7 @@ class _Travelled:
         self._live: dict[Key, tuple[float, float]] = {}  # c and |z|^2 of those of the last one, as of a momentum
 
     def add(self, displacement: Displacement, keep: float) -> None:
-        """Multiply all that there is by `keep`, and add a displacement."""
+        """Scale the sum so far by `keep`, then add a displacement."""
         if not self._shapes:
             return
         before, live = {key: (keep * c, length) for key, (c, length) in self._live.items()}, {}
@@ -127,15 +127,15 @@ class _Travelled:
 
     @property
     def squared(self) -> float:
-        """What it has come to."""
+        """The current value."""
         return self._settled + _squared(self._live)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it knows, as JSON holds it."""
+        """The state, JSON-serialisable."""
         return {"settled": self._settled, "live": [[*key, c, length] for key, (c, length) in self._live.items()]}
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Load the state that `state_dict` returned."""
         self._settled = values["settled"]
         self._live = {
             Key(int(seed), int(step), int(index)): (float(c), float(length))
@@ -148,14 +148,14 @@ def _squared(terms: Mapping[Key, tuple[float, float]]) -> float:
 
 
 def length_of(tensors: Mapping[str, torch.Tensor]) -> float:
-    """The length of all of them as one vector."""
+    """The Euclidean length of all tensors as one vector."""
     norms = (torch.linalg.vector_norm(t, dtype=_sum_type(t)).item() for t in tensors.values() if t.numel())
     return math.hypot(*norms)
 
 
 @torch.no_grad()
 def distance(start: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> float:
-    """|now - start|, some entries at a time."""
+    """|now - start|, computed a block at a time."""
     parts = []
     for name, tensor in now.items():
         here, there, wide = tensor.reshape(-1), start[name].reshape(-1), _sum_type(tensor)

@@ -1,4 +1,4 @@
-"""Which tensors of a module move: named by globs, tied ones once, and never two that share memory."""
+"""Select the tensors of a module to move: by glob, tied tensors once, and never two that overlap in memory."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ EVERYTHING = "*"
 def matching(
     names: Sequence[str], patterns: Sequence[str], option: str = "", of: str = "the model's", what: str = "parameters"
 ) -> list[str]:
-    """Those of some names that match a pattern, and none that begins with `!`, in their order.
+    """The names that match a pattern, and none that begins with `!`, in their original order.
 
     Args:
-        names: of tensors.
-        patterns: globs, or whole names; `!glob` leaves out what it matches. With nothing but these, all else is taken.
+        names: names of tensors.
+        patterns: globs or full names; `!glob` excludes. If there are only exclusions, everything else is taken.
         option: that holds the patterns, for messages.
         of: whose names they are, for messages.
         what: they name, for messages.
 
     Raises:
-        ConfigError: a pattern that matches nothing, or patterns that leave nothing.
+        ConfigError: a pattern matches nothing, or nothing is left.
     """
     where = f" of {option}" if option else ""
     known, found = frozenset(names), {}
@@ -53,13 +53,13 @@ def matching(
 
 
 def leaving_out(name: str) -> str:
-    """What a user types to leave a tensor, and its like in other layers, out of the selection."""
+    """The pattern to type to exclude a tensor, and its counterparts in other layers, from the selection."""
     pattern = "!" + re.sub(r"(?<![^.])\d+(?=\.)", "*", name)
     return f"leave it out with 'method.trainable={json.dumps([EVERYTHING, pattern])}', or add {pattern!r} to your own"
 
 
 def selected(module: nn.Module, patterns: Sequence[str] | None = None, option: str = "") -> dict[str, nn.Parameter]:
-    """Parameters of a module by name, tied ones once, under the name where the module shows them first.
+    """Parameters of a module by name; tied ones once, under the first name that the module lists.
 
     Args:
         module: any torch module.
@@ -67,8 +67,8 @@ def selected(module: nn.Module, patterns: Sequence[str] | None = None, option: s
         option: that holds them, for messages.
 
     Raises:
-        ConfigError: a pattern that matches nothing, or a module without parameters.
-        ModelError: a parameter that has no shape until the model has run.
+        ConfigError: a pattern matches nothing, or the module has no parameters.
+        ModelError: a parameter has no shape until the model has run (a lazy module).
     """
     named = dict(_unique_parameters(module))
     if not named:
@@ -79,14 +79,14 @@ def selected(module: nn.Module, patterns: Sequence[str] | None = None, option: s
 def movable(
     module: nn.Module, patterns: Sequence[str] | None = None, option: str = ""
 ) -> tuple[dict[str, nn.Parameter], list[str]]:
-    """Those of `selected` that may move, and the names of those that stay because they do not require a gradient.
+    """The parameters of `selected` that can move, and the names of those that do not require a gradient.
 
-    What a pattern other than `*` names moves in any case. In a module whose parameters all require none, that chooses
-    nothing, and all may move.
+    A parameter that a pattern other than `*` names is always included. If no parameter of the module requires a
+    gradient, `requires_grad` is ignored.
 
     Raises:
         ConfigError: as `selected`.
-        ModelError: as `selected`, or one that holds no numbers that can be moved by themselves; names it.
+        ModelError: as `selected`, or a parameter cannot be moved on its own; the message names it.
     """
     chosen = selected(module, patterns, option)
     named = named_by(list(selected(module)), patterns)
@@ -114,10 +114,10 @@ def movable(
 
 
 def check_plain_weights(module: nn.Module) -> None:
-    """Refuse to move weights that are only read: those of a quantised model, or of one that stays in its files.
+    """Refuse to move read-only weights: those of a quantised model, or of one that is offloaded to disk.
 
     Raises:
-        ModelError: they are packed or offloaded.
+        ModelError: weights are packed or offloaded.
     """
     method = quantized_as(module)
     if method is not None or is_offloaded(module):
@@ -132,17 +132,17 @@ def check_plain_weights(module: nn.Module) -> None:
 
 
 def named_by(names: Sequence[str], patterns: Sequence[str] | None) -> frozenset[str]:
-    """The names that a selection asks for by more than `*`."""
+    """The names that a selection asks for by a pattern other than `*`."""
     asking = [pattern for pattern in patterns or () if pattern != EVERYTHING and not pattern.startswith("!")]
     return frozenset(matching(names, asking) if asking else ())
 
 
 def check_separate_tensors(tensors: dict[str, nn.Parameter]) -> None:
-    """Refuse tensors that cannot be moved each by itself.
+    """Refuse tensors that cannot be moved independently of each other.
 
     Raises:
-        ModelError: one without numbers, one that holds a number several times, or two that share memory under other
-            shapes, strides or slices; names them.
+        ModelError: a tensor has no values or repeats a value in memory, or two share memory with different shapes,
+            strides or slices; the message names them.
     """
     spans = []
     for name, tensor in tensors.items():
@@ -174,13 +174,13 @@ def check_separate_tensors(tensors: dict[str, nn.Parameter]) -> None:
 
 
 def memory_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """The first byte of a tensor that is not empty, and the one after its last."""
+    """The address of the first byte of a non-empty tensor, and of the byte after its last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def _taken(tensor: torch.Tensor, start: int, end: int) -> torch.Tensor:
-    """Which numbers between two bytes a tensor holds."""
+    """Which elements between two addresses a tensor covers."""
     size = tensor.element_size()
     taken = torch.zeros((end - start) // size, dtype=torch.bool)
     taken.as_strided(tensor.shape, tensor.stride(), (tensor.data_ptr() - start) // size).fill_(True)
@@ -188,7 +188,7 @@ def _taken(tensor: torch.Tensor, start: int, end: int) -> torch.Tensor:
 
 
 def _unique_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Named parameters, tied ones once: by object and by storage."""
+    """Named parameters, tied ones once, compared by object and by storage."""
     seen: set[tuple[object, ...]] = set()
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
@@ -206,7 +206,7 @@ def _unique_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _near_pattern(pattern: str, names: Sequence[str]) -> str:
-    """What may have been meant: the pattern with its literal part replaced by the nearest part of a name."""
+    """A suggestion: the pattern with its literal part replaced by the closest part of a name."""
     literal = pattern.strip("*.")
     length = literal.count(".") + 1
     parts = [name.split(".") for name in names]
@@ -228,13 +228,13 @@ _STAYING = 3  # names of tensors that stay
 def moving_tensors(
     trainable: list[str] | None, model: nn.Module, among: Sequence[nn.Parameter] | None, unused: frozenset[str]
 ) -> tuple[list[str] | None, list[str]]:
-    """The names of what moves, None for all that `trainable` takes to the letter; and notes on what stays.
+    """The names of the tensors to move (None for exactly what `trainable` says), and notes about those left out.
 
     Args:
-        trainable: patterns, as configured; None for what may move.
-        model: whose parameters they name.
+        trainable: patterns, as configured; None for everything that can move.
+        model: the model whose parameters they name.
         among: the parameters that may move, such as an adapter's; None for all.
-        unused: the names of those that no forward uses; they stay, unless they are named.
+        unused: names of parameters that no forward uses; they are left out unless a pattern names them.
     """
     named = selected(model)
     option = "method.trainable"

@@ -1,4 +1,4 @@
-"""Writing float32 numbers into half precision so that what is lost in one step arrives in expectation."""
+"""Write float32 values into half precision so that what one step loses to rounding arrives in expectation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _BLOCK = 1 << 20  # entries that are rounded at a time
 
 
 def stochastically_rounded(values: torch.Tensor, dtype: torch.dtype, bits: torch.Tensor) -> torch.Tensor:
-    """Each number becomes one of its two neighbours in `dtype`, the nearer the likelier, so that its mean is exact.
+    """Round each value to one of its two neighbours in `dtype`, the nearer one more often, so that the mean is exact.
 
-    A number that `dtype` holds exactly stays what it is. The result is float32 still, so that it is cast where it goes.
+    A value that `dtype` can represent does not change. The result is still float32; the caller casts it.
 
     Args:
         values: float32.
         dtype: bfloat16 or float16.
-        bits: random int16 numbers, one for each value.
+        bits: random int16 numbers, one per value.
     """
     dropped = 16 if dtype is torch.bfloat16 else 13  # of float32's mantissa bits
     raw = bits.to(torch.int32).bitwise_and_((1 << dropped) - 1).add_(values.view(torch.int32))
@@ -36,7 +36,7 @@ def stochastically_rounded(values: torch.Tensor, dtype: torch.dtype, bits: torch
 
 
 def rounding_bits(key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
-    """The bits that round positions `block` of a tensor when the update named by `key` is written: int16."""
+    """The random bits (int16) for positions `block` of a tensor when the update named by `key` is written."""
     first = block[0] // 4  # four to a word
     drawn = random_words(key, name + "/rounding", first, -(-block[1] // 4), device).view(torch.int16)
     return drawn[block[0] - first * 4 : block[1] - first * 4]
@@ -44,11 +44,11 @@ def rounding_bits(key: Key, name: str, block: Block, device: torch.device) -> to
 
 @torch.no_grad()
 def write_rounded_(tensor: torch.Tensor, values: torch.Tensor, key: Key, name: str) -> None:
-    """Write float32 values of the same shape into a tensor in half precision, stochastically rounded.
+    """Write float32 values into a half-precision tensor of the same shape, rounded stochastically.
 
     Args:
-        values: contiguous; they become what is written.
-        key: with `name`, gives the bits that round.
+        values: contiguous; overwritten with the rounded values.
+        key: determines the rounding bits, together with `name`.
     """
     flat = values.view(-1)
     for start in range(0, flat.numel(), _BLOCK):
@@ -59,5 +59,5 @@ def write_rounded_(tensor: torch.Tensor, values: torch.Tensor, key: Key, name: s
 
 
 def at_least_float32(numbers: torch.Tensor) -> torch.Tensor:
-    """The numbers in float32; those of a float64 model stay as they are."""
+    """The values in float32; float64 values stay float64."""
     return numbers if numbers.dtype == torch.float64 else numbers.float()

@@ -1,4 +1,4 @@
-"""theta: the tensors that move, where they stand, what waits to be written, and who is told of it."""
+"""Theta: the tensors that move, their current offset, updates not yet written, and a log of every call."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ _MOST_PENDING = 8  # columns of the factors that wait; with more, carrying them 
 
 
 class UpdateLog:
-    """Told of each call of `Theta` before anything is written. This one forgets it."""
+    """Receives every call of `Theta` before anything is written. This base class ignores them."""
 
     def on_move(self, point: Displacement) -> None:
-        """The weights go to theta + `point`, from wherever they are."""
+        """The weights are about to move to theta + `point`."""
 
     def on_update(self, update: Update) -> None:
-        """Theta is updated, and the weights are home."""
+        """Theta is about to be updated; afterwards the weights are at theta."""
 
     def on_flush(self) -> None:
-        """Updates that wait are written."""
+        """Pending updates are about to be written."""
 
 
 class Theta:
-    """The owner of theta: nobody else writes into the backbone.
+    """The owner of theta: nothing else writes into the backbone.
 
-    The weights are theta + `at` - `pending`: away from theta while an evaluator looks at another point, and behind it
-    while updates wait. The same calls of `apply`, `flush` and `move_to` on the same weights leave the same bits, so a
-    log of them is enough to train again without a loss.
+    The weights are theta + `at` - `pending`: off theta while an evaluator computes losses at another point, and behind
+    it while updates are pending. The same calls of `apply`, `flush` and `move_to` on the same weights give the same
+    bits, so a log of these calls is enough to repeat the training without computing a loss.
 
     Args:
         backbone: the tensors.
-        flush_every: updates that are written together; 1 writes each at once. Those with a decay, and those that no
-            displacement can express, never wait.
+        flush_every: how many updates are written together; 1 writes each immediately. Updates with a decay, and those
+            that are not displacements, are always written immediately.
 
     Attributes:
         backbone, flush_every: as given.
-        log: is told of each call before anything is written.
-        at: where the weights are, seen from theta.
-        pending: what theta is ahead of the weights.
-        drawn: gives the directions of some keys where they have been drawn already, else None.
+        log: receives each call before anything is written.
+        at: the current offset of the weights from theta.
+        pending: the sum of the updates that are not written yet.
+        drawn: returns the directions of some keys if they have already been drawn, else None.
     """
 
     def __init__(self, backbone: Backbone, flush_every: int = 1) -> None:
@@ -59,13 +59,13 @@ class Theta:
         self._waiting = 0  # updates in `pending`
 
     def apply(self, update: Update) -> None:
-        """theta <- (1 - decay) theta + displacement: at once, in the sweep back, or later with others.
+        """theta <- (1 - decay) theta + displacement: written now, on the way back to theta, or later with others.
 
-        What theta has moved decays first, in a sweep of its own that draws all its directions again.
+        A displacement decay is applied first, in a separate sweep that draws all previous directions again.
 
         Raises:
-            NonFiniteError: a coefficient that is not finite; nothing was updated.
-            ModelError: an earlier sweep was interrupted in the middle.
+            NonFiniteError: a coefficient is not finite. Nothing was updated.
+            ModelError: an earlier sweep was interrupted.
         """
         update.check_finite()
         self.log.on_update(update)
@@ -78,13 +78,13 @@ class Theta:
 
     @property
     def from_start(self) -> Displacement:
-        """What theta is ahead of where it began, as far as updates say that it decays."""
+        """The displacement of theta from its start, for updates that report their decay."""
         if len(self._moved) != 1:  # added up when it is asked for: a long run would add it up in each step
             self._moved = [Displacement.sum(self._moved)]
         return self._moved[0]
 
     def _apply(self, update: Update, back: Displacement) -> None:
-        """Write both, or let them wait."""
+        """Write both now, or keep them pending."""
         if self.flush_every > 1 and update.dense_update_fn is None and not update.decay_factor and not len(back):
             self.pending = self.pending + update.displacement
             self._waiting += 1
@@ -98,30 +98,30 @@ class Theta:
         self._write(update)
 
     def flush(self) -> None:
-        """Write the updates that wait, so that the weights are theta for whoever looks at them next."""
+        """Write all pending updates, so that the weights equal theta."""
         if self._waiting:
             self.log.on_flush()
             self._write_pending()
 
     def move_to(self, point: Displacement) -> None:
-        """Take the weights to theta + `point`; an empty point is home."""
+        """Move the weights to theta + `point`; an empty point returns to theta."""
         if point != self.at:
             self.log.on_move(point)
             self.backbone.apply_(point - self.at)
             self.at = point
 
     def log_paused(self) -> AbstractContextManager[None]:
-        """While it is open the weights are not theta, and nothing is told of them."""
+        """Context in which calls are not logged and the weights need not be theta."""
         return temporarily(self, log=UpdateLog())
 
     def state_dict(self) -> StateDict:
-        """What it keeps beside the weights, between two steps: the updates that wait, and how far it has moved."""
+        """The state beside the weights, between two steps: pending updates, and how far theta has moved."""
         waiting = {"pending": of_displacement(self.pending), "updates": self._waiting}
         moved = self.from_start
         return StateDict({**waiting, "from_start": of_displacement(moved)} if moved else waiting)
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Take back what `state_dict` gave; the weights are as they were then."""
+        """Load the state that `state_dict` returned, for the same weights."""
         if "pending" in state.values:
             self.pending, self._waiting = to_displacement(state.values["pending"]), state.values["updates"]
         if "from_start" in state.values:

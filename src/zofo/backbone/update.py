@@ -31,8 +31,8 @@ class Update:
         decay_factor: the share taken off each tensor that decays (learning rate times weight decay).
         dense_update_fn: for rules that no displacement can express (sign, Adam); None for all others.
         lr: the learning rate that `dense_update_fn` was made with, where it is not the rule's own: a replay needs it.
-        displacement_decay: the share taken off what theta has moved from theta_0, where the first such update found it;
-            None where nobody asks how far it has moved.
+        displacement_decay: the share by which theta moves back towards theta_0, its value at the first such update;
+            None if the displacement from theta_0 is not tracked.
     """
 
     displacement: Displacement
@@ -43,11 +43,11 @@ class Update:
 
     @property
     def rounding_key(self) -> Key | None:
-        """The newest of its keys, which gives the bits of stochastic rounding."""
+        """The newest key, which determines the bits of stochastic rounding."""
         return max(self.displacement, default=None)
 
     def check_finite(self) -> None:
-        """Raises NonFiniteError for a coefficient that is not finite in float32."""
+        """Raise NonFiniteError if a coefficient is not finite in float32."""
         for key, coefficient in self.displacement.items():
             if not abs(coefficient) < _LARGEST:
                 raise NonFiniteError(f"update {coefficient} along {key}", key.step)
@@ -55,7 +55,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Change:
-    """What an update does to one tensor, the key that rounds it, and the terms that are added."""
+    """What an update does to one tensor: its decay, the terms it adds, and the key that rounds it."""
 
     update: Update
     rounding: Key | None
@@ -64,14 +64,14 @@ class Change:
 
     @property
     def is_active(self) -> bool:
-        """Whether it does anything."""
+        """Whether it changes anything."""
         return bool(self.terms or self.decay or self.update.dense_update_fn is not None)
 
 
 def write_block(
     name: str, flat: torch.Tensor, block: Block, changes: Sequence[Change], directions: DirectionSampler
 ) -> None:
-    """Write some changes, one after the other, into a block of a tensor that is flat."""
+    """Apply changes in order to a flat block of a tensor."""
     view, direct = flat[slice(*block)], flat.dtype in DIRECT
     if direct and len(changes) > 1 and not any(change.update.decay_factor for change in changes):
         directions.add_sequentially(view, [change.terms for change in changes], name, block)

@@ -1,4 +1,4 @@
-"""What a distribution of directions must give: any block of z(key) for any named tensor, the same bits every time."""
+"""The interface of a direction distribution: any block of z(key) for any named tensor, always with the same bits."""
 
 from __future__ import annotations
 
@@ -20,49 +20,48 @@ Block = tuple[int, int]
 class Noise(ABC):
     """A distribution of directions z with mean 0 and identity covariance.
 
-    A draw is a pure function of (key, tensor name, position): the same bits for any order of the tensors, any blocks
-    and any process, whatever the global generators hold. It is made of integers and look-ups, so that a device has no
-    say in it; that is tested on CPUs alone. Instances are immutable and hold no state.
+    A draw is a pure function of (key, tensor name, position): it does not depend on the order of the tensors, the block
+    size, the process or any global generator. It uses only integer arithmetic and table look-ups, so it should not
+    depend on the device either; this is tested on CPUs only. Instances are immutable and hold no state.
 
     Attributes:
-        keys_at_once: of how many keys `directions` should be asked for at a time, since it holds something for each;
-            None where it does not.
+        keys_at_once: the largest number of keys to pass to `directions` at once, if it keeps data for each key; None
+            for no limit.
     """
 
     keys_at_once: int | None = None
 
     def is_active(self, key: Key, name: str) -> bool:
-        """Whether z(key) may be other than zero in the tensor called `name`; the same for all keys of a step."""
+        """Whether z(key) can be non-zero in the tensor `name`. The answer is the same for all keys of a step."""
         return True
 
     @abstractmethod
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
-        """Positions `block` of z(key) for the tensor called `name`: float32, shape [stop - start], which may be empty.
+        """Positions `block` of z(key) for the tensor `name`: float32, shape [stop - start], possibly empty.
 
         Raises:
-            ConfigError: no z can be drawn for this shape, whatever the block.
+            ConfigError: this noise has no z for tensors of this shape.
         """
 
     def whole(self, key: Key, name: str, shape: Shape, device: torch.device | None = None) -> torch.Tensor:
-        """z(key) for the whole tensor called `name`, in its shape, float32."""
+        """z(key) for the whole tensor `name`, in its shape, float32."""
         block = (0, math.prod(shape))
         return self.draw(key, name, shape, block, device or torch.device("cpu")).view(shape)
 
     def squared_length(self, key: Key, shapes: Mapping[str, Shape], device: torch.device) -> float:
-        """|z(key)|^2 over some tensors, by less than drawing them: here its mean, the number d of their entries.
+        """|z(key)|^2 over some tensors, without drawing them: here its mean, the number d of entries.
 
-        With independent entries it differs from that by a share of about sqrt(2 / d). A noise of which that is not so
-        gives what it knows better.
+        For independent entries the relative error is about sqrt(2 / d). A noise with dependent entries overrides this.
 
         Args:
-            key: of the direction.
+            key: the key of the direction.
             shapes: of the tensors, by name.
             device: where they are.
         """
         return float(sum(math.prod(shape) for shape in shapes.values()))
 
     def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> DirectionSampler:
-        """z(key) for each of `keys` and all of some tensors, ready to be added to them.
+        """z(key) for each of `keys` and all the given tensors, ready to be added to them.
 
         Args:
             keys: which directions.
@@ -73,14 +72,14 @@ class Noise(ABC):
 
 
 class DirectionSampler:
-    """Some directions of some tensors: the form in which a sweep adds them. This one draws every block when asked.
+    """Directions for some tensors, in the form in which a sweep adds them. This class draws every block on demand.
 
     Args:
         noise: that gives a key its direction.
         shapes: of the tensors, by name.
 
     Attributes:
-        whole: whether a whole tensor is added to at once without memory of its size.
+        whole: whether a whole tensor can be added to at once, without extra memory of its size.
     """
 
     whole = False
@@ -90,9 +89,9 @@ class DirectionSampler:
         self.shapes = shapes
 
     def add_to(self, target: torch.Tensor, terms: Iterable[tuple[Key, float]], name: str, block: Block) -> None:
-        """`target += sum of coefficient * z(key)[block]`, in place; `target` is the block, flat, float32 or float64.
+        """`target += sum of coefficient * z(key)[block]`, in place; `target` is the flat block, float32 or float64.
 
-        The sum is made first, so that however many terms there are, `target` is rounded once.
+        The terms are summed first, so `target` is rounded only once.
         """
         terms = list(terms)
         total = target if len(terms) < 2 else torch.zeros_like(target)
@@ -105,7 +104,7 @@ class DirectionSampler:
     def add_sequentially(
         self, target: torch.Tensor, sums: Sequence[Sequence[tuple[Key, float]]], name: str, block: Block
     ) -> None:
-        """Each of some sums of terms as `add_to` adds it, one after the other, to the same bits."""
+        """Add several sums of terms one after the other, bit-identical to calling `add_to` for each."""
         for terms in sums:
             self.add_to(target, terms, name, block)
 

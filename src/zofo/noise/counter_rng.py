@@ -1,10 +1,10 @@
-"""The integer stream under every direction: a pure function of (key, tensor name, position).
+"""The random integer stream behind every direction: a pure function of (key, tensor name, position).
 
 Word i is `mix(origin + (offset + i) * increment)` in 64-bit integers, the SplitMix64 generator of Steele, Lea and Flood
-(OOPSLA 2014) addressed by counter. Origin and increment come from a BLAKE2 hash of the key, the offset from one of the
-tensor's name, so that the words of many tensors can be drawn by one operation. Integer addition, multiplication, shift
-and xor have one right answer: the words are the same bits on every device, in any order and any block, and no global
-generator is read or written.
+(OOPSLA 2014) addressed by counter. Origin and increment come from a BLAKE2 hash of the key, and the offset from a hash
+of the tensor's name, so that the words of many tensors can be drawn by one operation. Integer addition, multiplication,
+shift and xor are exact: the words have the same bits on every device, in any order and any block. No global generator
+is read or written.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _offset(name: str) -> int:
 
 
 def _counter(length: int, device: torch.device) -> torch.Tensor:
-    """0, 1, ... length - 1; cached in sizes of powers of two, so that few are held."""
+    """0, 1, ... length - 1, cached in power-of-two sizes so that few are kept."""
     return _long_counter(1 << (length - 1).bit_length(), device)[:length] if length else _long_counter(0, device)
 
 
@@ -53,25 +53,25 @@ def _long_counter(length: int, device: torch.device) -> torch.Tensor:
 
 
 def random_words(key: Key, name: str, start: int, stop: int, device: torch.device) -> torch.Tensor:
-    """Words `start` to `stop` of the stream of (key, name): int64, shape [stop - start], uniform over all 64 bits."""
+    """Words `start` to `stop` of the stream of (key, name): int64, shape [stop - start], uniform over 64 bits."""
     origin, increment = _origin_and_increment(key)
     first = origin + (_offset(name) + start) * increment
     return _mixed(_counter(stop - start, device), [(first % (1 << 64), increment)])[0]
 
 
 def stream_offsets(streams: Iterable[tuple[str, int]], device: torch.device) -> torch.Tensor:
-    """Where the first words of several streams are, one stream after the other, for `random_words_at`: int64.
+    """The offsets of several streams' words, concatenated, for `random_words_at`: int64.
 
     Args:
-        streams: name and number of words of each.
-        device: of the result.
+        streams: name and number of words of each stream.
+        device: device of the result.
     """
     parts = [torch.arange(count, dtype=torch.int64) + _signed(_offset(name)) for name, count in streams]
     return torch.cat([torch.zeros(0, dtype=torch.int64), *parts]).to(device)
 
 
 def random_words_at(keys: Sequence[Key], places: torch.Tensor) -> torch.Tensor:
-    """The words at `places`, for each key: int64, [keys, places]; the same bits as `random_words`, in one draw."""
+    """The words at `places` for each key: int64, [keys, places]. Same bits as `random_words`, in one operation."""
     return _mixed(places, list(map(_origin_and_increment, keys)))
 
 
@@ -81,7 +81,7 @@ def _mixed(places: torch.Tensor, progressions: Sequence[tuple[int, int]]) -> tor
 
 
 def _mixed_by_torch(places: torch.Tensor, progressions: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """The same on any device."""
+    """The finaliser in torch, on any device."""
     pairs = [tuple(map(_signed, each)) for each in progressions]
     firsts, increments = torch.tensor(pairs, dtype=torch.int64, device=places.device).reshape(-1, 2, 1).unbind(1)
     state = places * increments
@@ -97,7 +97,7 @@ def _mixed_by_torch(places: torch.Tensor, progressions: Sequence[tuple[int, int]
 
 
 def _mixed_by_numpy(places: torch.Tensor, progressions: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """The same on the CPU, where numpy shifts zeros in, and multiplies 64 bits in a third of torch's time."""
+    """The finaliser on the CPU in numpy, which has a logical shift and takes a third of torch's time."""
     firsts, increments = np.array(progressions, dtype=np.uint64).reshape(-1, 2, 1).swapaxes(0, 1)
     drawn = torch.empty(len(progressions), len(places), dtype=torch.int64)
     state = drawn.numpy().view(np.uint64)
@@ -113,6 +113,6 @@ def _mixed_by_numpy(places: torch.Tensor, progressions: Sequence[tuple[int, int]
 
 
 def permutation(key: Key, name: str, length: int) -> list[int]:
-    """A random order of range(length): the positions of the first `length` words of a stream, sorted by their value."""
+    """A random permutation of range(length), int64: the order of the first `length` words of a stream."""
     order = random_words(key, name, 0, length, torch.device("cpu")).argsort(stable=True)
     return [int(i) for i in order]

@@ -15,17 +15,17 @@ from zofo.noise.counter_rng import random_words
 
 
 class DenseNoise(Noise):
-    """A noise whose entries are independent: entry i is piece i % per_word, lowest first, of word i // per_word.
+    """A noise with independent entries. One random word gives `per_word` entries, lowest bits first.
 
     Attributes:
-        per_word: how many entries one word of the stream gives.
+        per_word: number of entries per 64-bit word of the stream.
     """
 
     per_word: int
 
     @abstractmethod
     def values(self, words: torch.Tensor) -> torch.Tensor:
-        """The entries that some words give: float32; the last axis, W words, becomes W * per_word entries."""
+        """Convert random words to entries: float32; a last axis of W words becomes W * per_word entries."""
 
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
         """Positions `block` of z(key): float32, shape [stop - start]."""
@@ -37,9 +37,9 @@ class DenseNoise(Noise):
 
 @functools.lru_cache(maxsize=1)
 def _gaussian_values() -> torch.Tensor:
-    """The mean of N(0, 1) in each of 65,536 equally likely bins, scaled to variance 1, in steps of 2**-20; float32.
+    """The mean of N(0, 1) in each of 65,536 equally likely bins, scaled to variance 1 and rounded to 2**-20; float32.
 
-    Entry i belongs to the 16 bits whose signed reading is i - 32768. The values are symmetric, so their mean is 0.
+    Entry i is for the 16 bits that read as the signed number i - 32768. The values are symmetric, so their mean is 0.
     """
     normal, bins = NormalDist(), 65536
     edges = [normal.inv_cdf(i / bins) for i in range(bins // 2, bins)]
@@ -60,11 +60,11 @@ def _gaussian_table(device: torch.device) -> torch.Tensor:
 
 @NOISES.register("gaussian")
 class Gaussian(DenseNoise):
-    """z ~ N(0, I), by table: 16 random bits choose one of 65,536 equally likely values of the normal distribution.
+    """z ~ N(0, I), by table: 16 random bits choose one of 65,536 equally likely values.
 
-    Each value is the mean of the normal distribution within its bin, rescaled to unit variance, so mean and variance
-    are exact, the largest |z| is 4.39, and the distance between the two distribution functions is below 1e-5. A table
-    look-up has no rounding: every device gives the same bits, which no generator built on log and cos can promise.
+    Each value is the mean of the normal distribution within its bin, rescaled to unit variance. So mean and variance
+    are exact, the largest |z| is 4.39, and the cumulative distributions differ by less than 1e-5. A table look-up does
+    not round, so every device gives the same bits; generators based on log and cos cannot guarantee that.
 
     Source: MeZO (Malladi et al. 2023) draws from N(0, I); the table is ours.
     """
@@ -85,7 +85,7 @@ def _sign_table(device: torch.device) -> torch.Tensor:
 
 @NOISES.register("rademacher")
 class Rademacher(DenseNoise):
-    """z_i = +1 or -1 with equal probability: one random bit an entry, exact on every device."""
+    """z_i = +1 or -1 with equal probability: one random bit per entry, exact on every device."""
 
     per_word = 64
 

@@ -1,4 +1,4 @@
-"""Low-rank noise: z = left @ right.T / sqrt(rank), so that a forward pass can carry it as two thin products."""
+"""Low-rank noise: z = left @ right.T / sqrt(rank), which a forward pass can apply as two thin products."""
 
 from __future__ import annotations
 
@@ -18,14 +18,11 @@ from zofo.noise.dense import DenseNoise
 
 
 class FactoredNoise(Noise):
-    """A noise whose z of a matrix is `scale` left @ right.T, so that a forward pass can carry it as two thin products.
+    """A noise whose z of a matrix is `scale` left @ right.T, which a forward pass can apply as two thin products.
 
-    Tensors with more than two axes are read as matrices with their first axis as rows.
-
-    Attributes:
-        rank: number of columns of each factor, >= 1.
-        scale: of the product.
-        entries: what the factors, and the tensors with fewer than two axes, are drawn from.
+    Tensors with more than two axes are treated as matrices with their first axis as rows. Attributes: rank: number of
+    columns of each factor, >= 1. scale: factor of the product. entries: the noise that the factors, and tensors with
+    fewer than two axes, are drawn from.
     """
 
     keys_at_once = 64
@@ -45,10 +42,10 @@ class FactoredNoise(Noise):
 
     @abstractmethod
     def layout(self, shapes: Mapping[str, Shape], device: torch.device) -> FactorLayout:
-        """How the factors of some tensors are drawn at once; made once for the same tensors."""
+        """A plan to draw the factors of some tensors in one operation; cached."""
 
     def sides(self, name: str, shape: Shape) -> tuple[int, int]:
-        """Rows and columns of the matrix, if the rank fits into them.
+        """Rows and columns of the matrix.
 
         Raises:
             ConfigError: the rank is larger than the smaller side.
@@ -66,7 +63,7 @@ class FactoredNoise(Noise):
         return self.layout(shapes, device).squared_length(key)
 
     def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> FactorBatch:
-        """The factors of each key for all of some tensors, ready to be added to them."""
+        """The factors of each key for all the given tensors, ready to be added to them."""
         return FactorBatch(self.layout(shapes, device), tuple(keys))
 
 
@@ -75,12 +72,12 @@ class LowRank(FactoredNoise):
     """z = left @ right.T / sqrt(rank) for a matrix of shape [rows, columns]; dense for a vector.
 
     With independent factors of mean 0 and variance 1, z has mean 0 and identity covariance. Tensors with more than two
-    axes are read as matrices with their first axis as rows. Products are taken entry by entry and summed over the rank
-    in order, so z too has the same bits for any blocks and on any device.
+    axes are treated as matrices with their first axis as rows. Products are computed per entry and summed over the rank
+    in a fixed order, so z has the same bits for any block size and on any device.
 
     Args:
         rank: number of columns of each factor, >= 1.
-        factor_distribution: name of the noise that the factors, and the vectors, are drawn from.
+        factor_distribution: name of the noise that factors and vectors are drawn from.
 
     Attributes:
         scale: 1 / sqrt(rank), the factor of left @ right.T.
@@ -108,7 +105,7 @@ class LowRank(FactoredNoise):
     def factors(
         self, key: Key, name: str, shape: Shape, device: torch.device | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The factors, each from a stream of its own."""
+        """The two factors, each from its own stream."""
         rows, columns = self.sides(name, shape)
         left = self.entries.whole(key, name + "/left", (rows, self.rank), device)
         right = self.entries.whole(key, name + "/right", (columns, self.rank), device)
@@ -131,20 +128,16 @@ class LowRank(FactoredNoise):
         return z.view(-1)[block[0] - first * columns : block[1] - first * columns]
 
     def layout(self, shapes: Mapping[str, Shape], device: torch.device) -> FactorLayout:
-        """How the factors of some tensors are drawn at once; made once for the same tensors."""
+        """A plan to draw the factors of some tensors in one operation; cached."""
         return _layout(self, tuple(shapes.items()), device)
 
 
 class FactorLayout:
-    """Where the factors of some tensors stand in one row of numbers, so that a key's are drawn by one operation.
+    """Where the factors of some tensors are in one row of numbers, so that one operation draws all factors of a key.
 
     Args:
-        noise: whose factors.
-        shapes: of the tensors, by name.
-        device: where they are drawn.
-
-    Attributes:
-        size: numbers a key.
+        noise: the noise of the factors. shapes: shapes of the tensors by name. device: device that draws them.
+            Attributes: size: how many numbers a key takes.
     """
 
     def __init__(self, noise: FactoredNoise, shapes: Mapping[str, Shape], device: torch.device) -> None:
@@ -167,7 +160,7 @@ class FactorLayout:
         self._places = stream_offsets(streams, device)
 
     def _streams(self, name: str, shape: Shape) -> list[tuple[str, int]]:
-        """The streams of one tensor and their entries, as `LowRank.factors` and `LowRank.draw` name them."""
+        """The streams of one tensor and their number of entries, named as in `LowRank.factors` and `LowRank.draw`."""
         if len(shape) < 2:
             return [(name, math.prod(shape))]
         rows, columns = self.noise.sides(name, shape)
@@ -183,7 +176,7 @@ class FactorLayout:
         return numbers
 
     def matrix(self, numbers: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """left [keys, rows, rank] and right [keys, columns, rank] of a matrix: views of `numbers`, what `draw` gave."""
+        """left [keys, rows, rank] and right [keys, columns, rank] of a matrix, as views of `numbers` from `draw`."""
         shape = (len(numbers), -1, self.noise.rank)
         left, right = (numbers[:, slice(*self._at[name + side])].view(shape) for side in ("/left", "/right"))
         return left, right
@@ -193,17 +186,17 @@ class FactorLayout:
         return slice(*self._at[name + ("/left", "/right")[side]])
 
     def vectors(self, numbers: torch.Tensor) -> tuple[torch.Tensor, dict[str, slice]]:
-        """All tensors with one axis or none: a view of `numbers` that holds their z, and where each one's is."""
+        """z of all tensors with fewer than two axes, as a view of `numbers`, and where each tensor is in it."""
         start = self._vectors_from
         names = [name for name, shape in self.shapes.items() if len(shape) < 2]
         return numbers[:, start:], {name: slice(*(place - start for place in self._at[name])) for name in names}
 
     def vector(self, numbers: torch.Tensor, name: str) -> torch.Tensor:
-        """z [keys, entries] of a tensor with one axis or none: a view of `numbers`, what `draw` gave."""
+        """z [keys, entries] of a tensor with fewer than two axes, as a view of `numbers` from `draw`."""
         return numbers[:, slice(*self._at[name])]
 
     def squared_length(self, key: Key) -> float:
-        """|z(key)|^2; of a matrix it is the sum over columns a, b of (left_a . left_b) (right_a . right_b) / rank."""
+        """|z(key)|^2; for a matrix the sum over columns a, b of (left_a . left_b) (right_a . right_b) / rank."""
         numbers = self.draw([key])
         total = torch.zeros((), device=numbers.device)
         for name, shape in self.shapes.items():
@@ -221,12 +214,11 @@ def _layout(noise: LowRank, shapes: tuple[tuple[str, Shape], ...], device: torch
 
 
 class FactorBatch(DirectionSampler):
-    """The factors of some keys, drawn: many keys are added to a matrix by one product.
+    """The factors of some keys, drawn together: one product adds many keys to a matrix.
 
     Args:
-        layout: of their numbers.
-        keys: whose they are.
-        numbers: what `layout.draw(keys)` gives; drawn if left out.
+        layout: layout of the factors. keys: keys of the directions. numbers: the result of `layout.draw(keys)`; drawn
+            if omitted.
     """
 
     whole = True
@@ -238,17 +230,17 @@ class FactorBatch(DirectionSampler):
         self._numbers = layout.draw(keys) if numbers is None else numbers
 
     def add_to(self, target: torch.Tensor, terms: Iterable[tuple[Key, float]], name: str, block: Block) -> None:
-        """For whole rows of a matrix: target += (left * coefficients) @ right.T, at once.
+        """For whole rows of a matrix: target += (left * coefficients) @ right.T, in one product.
 
-        That product is summed onto the target as it is made, in float32: nothing as large as the matrix is held, at the
-        price of about one rounding a key instead of one in all.
+        The product is accumulated into the target in float32, without a temporary of the matrix's size. The price is
+        about one rounding per key instead of one in total.
         """
         self.add_sequentially(target, [list(terms)], name, block)
 
     def add_sequentially(
         self, target: torch.Tensor, sums: Sequence[Sequence[tuple[Key, float]]], name: str, block: Block
     ) -> None:
-        """The factors of all terms are made ready together."""
+        """Add several sums of terms one after the other, with the factors of all terms prepared at once."""
         terms = [term for terms in sums for term in terms]
         if not terms:
             return

@@ -1,4 +1,4 @@
-"""The mask by magnitude: which entries, or rows, are smallest, counted in integers, alike on every device."""
+"""The magnitude mask: the smallest (or largest) entries or rows, ranked by integers so that all devices agree."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ _FINEST = 20  # bits of a weight, relative to the largest, whose square is summe
 class Magnitude(Mask):
     """Keeps a fixed share of every tensor: where the base weights are smallest, or largest.
 
-    Of n entries, max(1, round(share n)) are kept, of equal ones the first (the last, with `keep="largest"`). With
-    low-rank noise it is so many rows of a matrix (output units of a linear layer, tokens of an embedding), by their
-    norm, which is taken in integers of 2**-20 of the largest weight, so that no device ranks two rows otherwise.
+    Of n entries, max(1, round(density n)) are kept. Ties keep the first entry (the last, with `keep="largest"`). With
+    low-rank noise whole rows of a matrix are kept (output units of a linear layer, tokens of an embedding), ranked by
+    norm. Norms are computed in integers, in units of 2**-20 of the largest weight, so that all devices rank rows alike.
 
-    The choice is made once, of the base weights, and held: a bit an entry (1/32 of float32 weights), or a byte a row.
-    A threshold a tensor would be free, but weights cross it while they are trained, so that z(key) would be one
-    direction at theta, another at an anchor, and a third in a replay.
+    The selection is made once, from the base weights, and stored: one bit per entry (1/32 of float32 weights), or a
+    byte per row. A threshold per tensor would need no memory, but weights cross it during training, so that z(key)
+    would differ between theta, an anchor and a replay.
 
     Args:
-        density: the share of units that is kept, 0 < density <= 1.
-        keep: `smallest` or `largest`.
+        density: the share of units to keep, 0 < density <= 1. keep: `smallest` or `largest`.
 
     Raises:
         ConfigError: a share that is none.
 
-    Source: Sparse MeZO (Liu et al. 2024) keeps the smallest, below a threshold that weights may cross.
+    Source: Sparse MeZO (Liu et al. 2024), which keeps the smallest weights, below a threshold that they can cross.
     """
 
     def __init__(self, density: Share = 0.25, keep: Literal["smallest", "largest"] = "smallest") -> None:
@@ -77,7 +76,7 @@ class _Fixed(MaskSelection):
 
 
 class PackedBits:
-    """Yes or no for each of many units, packed eight to a byte.
+    """A boolean per unit, packed eight to a byte.
 
     Args:
         packed: uint8, the first unit in the lowest bit of the first byte.
@@ -88,13 +87,13 @@ class PackedBits:
 
     @classmethod
     def of(cls, units: torch.Tensor) -> PackedBits:
-        """Packs bool [units]."""
+        """Pack a bool tensor [units]."""
         padded = F.pad(units, (0, -len(units) % 8)).view(-1, 8)
         places = 1 << torch.arange(8, dtype=torch.uint8, device=units.device)
         return cls((padded * places).sum(1, dtype=torch.uint8))
 
     def inverted(self) -> PackedBits:
-        """No where it was yes."""
+        """The negation."""
         return PackedBits(self.packed ^ 255)
 
     def read(self, block: Block, device: torch.device) -> torch.Tensor:
@@ -107,10 +106,10 @@ class PackedBits:
 
 
 def smallest_entries(tensor: torch.Tensor, count: int) -> PackedBits:
-    """The `count` entries of smallest absolute value, in float32; of equal ones the first.
+    """Select the `count` entries of smallest absolute value in float32; ties go to the first.
 
-    The bits of a float that is not negative grow with it, so two histograms, of their upper and of their lower 16 bits,
-    give the value of the `count`-th without a sorted copy.
+    The bit pattern of a non-negative float increases with its value, so two histograms, of the upper and the lower 16
+    bits, give the value of the `count`-th entry without a sorted copy.
     """
     if not count:
         return PackedBits.of(torch.zeros(tensor.numel(), dtype=torch.bool, device=tensor.device))
@@ -130,23 +129,23 @@ def smallest_entries(tensor: torch.Tensor, count: int) -> PackedBits:
 
 
 def _magnitudes(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The bits of the absolute values, some entries at a time: int32."""
+    """The bits of the absolute values, a block at a time: int32."""
     flat = tensor.reshape(-1)  # a copy only of a tensor that is not contiguous
     for start in range(0, len(flat), _AT_ONCE):
         yield flat[start : start + _AT_ONCE].to(torch.float32).abs().view(torch.int32)
 
 
 def _reaching(histogram: torch.Tensor | int, count: int) -> tuple[int, int]:
-    """The bin in which the `count`-th number is, and how many numbers are in those below it."""
+    """The bin that contains the `count`-th number, and how many numbers are in lower bins."""
     sums = torch.as_tensor(histogram).cumsum(0).cpu()
     place = int(torch.searchsorted(sums, count))
     return place, int(sums[place - 1]) if place else 0
 
 
 def smallest_rows(tensor: torch.Tensor, count: int) -> PackedBits:
-    """The `count` rows of smallest Euclidean norm; of equal ones the first.
+    """Select the `count` rows of smallest Euclidean norm; ties go to the first.
 
-    Weights are rounded to a 2**-20 of the largest one, so that squares and sums are exact in 64-bit integers.
+    Weights are rounded to 2**-20 of the largest one, so that squares and sums are exact in 64-bit integers.
     """
     rows = tensor.shape[0] if tensor.dim() else 1
     norms = torch.zeros(rows, dtype=torch.int64)
@@ -163,6 +162,6 @@ def smallest_rows(tensor: torch.Tensor, count: int) -> PackedBits:
 
 
 def _squared_norms(rows: torch.Tensor, scale: float) -> torch.Tensor:
-    """Of the rows times `scale`, rounded to integers: int64."""
+    """Squared norms of the rows times `scale`, rounded to integers: int64."""
     exact = rows.to(torch.promote_types(rows.dtype, torch.float32)) * scale
     return exact.round_().to(torch.int64).square_().sum(1)

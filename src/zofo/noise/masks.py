@@ -1,7 +1,7 @@
 """Masked noise: z' = mask * z for any noise, where a mask is a pure function of (key, tensor name, position).
 
-A mask keeps or drops *units*: entries of a tensor, or its rows where the noise is low-rank, since a matrix with some of
-its entries dropped has full rank, and one with some of its rows dropped is still left @ right.T.
+A mask keeps or drops *units*: entries of a tensor, or whole rows if the noise is low-rank. A low-rank matrix with some
+entries dropped has full rank; with some rows dropped it is still left @ right.T.
 """
 
 from __future__ import annotations
@@ -34,49 +34,48 @@ Counts = Mapping[str, int]
 
 
 class MaskSelection(ABC):
-    """What a mask keeps of the tensors that it has seen."""
+    """What a mask keeps of the tensors it was built for."""
 
     def is_active(self, key: Key, name: str) -> bool:
-        """Whether z(key) may be other than zero anywhere in a tensor; the same for all keys of a step."""
+        """Whether z(key) can be non-zero anywhere in a tensor. The answer is the same for all keys of a step."""
         return True
 
     @abstractmethod
     def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
-        """Which of the units start <= i < stop of a tensor z(key) keeps: bool, [stop - start]."""
+        """Which of the units start <= i < stop of a tensor are kept in z(key): bool, [stop - start]."""
 
     @abstractmethod
     def expected_count(self, key: Key, name: str, count: int) -> float:
-        """How many of a tensor's `count` units z(key) keeps; their mean for units that are drawn for each key."""
+        """How many of a tensor's `count` units z(key) keeps; the mean, if units are drawn per key."""
 
     @abstractmethod
     def batched(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
-        """The same for all units of several tensors at once, for many keys.
+        """A function for many keys at once, over all units of several tensors.
 
         Args:
-            counts: of the tensors.
-            device: of what is returned.
+            counts: units of each tensor. device: device of the result.
 
         Returns:
-            A function of keys: bool, [keys, units], the tensors one after another.
+            A function of keys: bool, [keys, units], with the tensors concatenated.
         """
 
 
 class Mask(ABC):
-    """A rule by which a part of every direction is kept: z' = mask * z, whose covariance is diag(mask).
+    """A rule for which part of every direction is kept: z' = mask * z, whose covariance is diag(mask).
 
-    What is kept is not scaled up, so an estimate of the gradient along z' is unbiased for mask * gradient.
+    Kept entries are not rescaled, so a gradient estimate along z' is unbiased for mask * gradient.
     """
 
     @abstractmethod
     def select(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
-        """Decide on the tensors as they are now, which are the base weights, so that a replay decides the same.
+        """Decide from the current values of the tensors, the base weights, so that a replay decides the same.
 
         Args:
-            tensors: all that move, by name, in the model's order.
+            tensors: all tensors that move, by name, in the model's order.
             by_rows: whether a unit is a row (low-rank noise), or an entry.
 
         Raises:
-            ConfigError: a mask that these tensors cannot have.
+            ConfigError: the mask does not fit these tensors.
         """
 
 
@@ -84,19 +83,19 @@ MASKS: Registry[type[Mask]] = Registry("mask")
 
 
 class MaskConfig(PartConfig):
-    """The part of every direction that is kept."""
+    """Which part of every direction is kept."""
 
     registry = MASKS
     default = "magnitude"
 
 
 def unit_count(shape: Shape, by_rows: bool) -> int:
-    """Rows of a tensor, or entries: of one with less than two axes they are the same."""
+    """The number of rows, or of entries; the same for a tensor with fewer than two axes."""
     return math.prod(shape[:1] if by_rows else shape)
 
 
 class Masked(Noise):
-    """z' = mask * z: entries that the mask does not keep are 0, so that the covariance is diag(mask), not identity.
+    """z' = mask * z: entries outside the mask are 0, so the covariance is diag(mask), not the identity.
 
     Args:
         of: the noise.
@@ -113,20 +112,20 @@ class Masked(Noise):
         return self.selection.is_active(key, name)
 
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
-        """The bits of what is kept are those of the noise."""
+        """Positions `block` of z'. Kept entries have the same bits as those of the unmasked noise."""
         return _drawn(self.of, self.selection, 1, key, name, shape, block, device)
 
     def squared_length(self, key: Key, shapes: Mapping[str, Shape], device: torch.device) -> float:
-        """Its mean, the number of entries that are kept."""
+        """The mean: the number of kept entries."""
         return math.fsum(self.selection.expected_count(key, name, math.prod(shape)) for name, shape in shapes.items())
 
 
 class MaskedLowRank(FactoredNoise):
-    """z' = (mask * left) @ right.T / sqrt(rank): whole rows are kept or 0, so that z' is low-rank and exact everywhere.
+    """z' = (mask * left) @ right.T / sqrt(rank): whole rows are kept or 0, so z' is low-rank and exact everywhere.
 
     Args:
         of: the low-rank noise.
-        kept: which rows the mask keeps; of a tensor with less than two axes, which entries.
+        kept: which rows the mask keeps; which entries, for a tensor with fewer than two axes.
     """
 
     def __init__(self, of: FactoredNoise, kept: MaskSelection) -> None:
@@ -141,13 +140,13 @@ class MaskedLowRank(FactoredNoise):
         return self.selection.is_active(key, name)
 
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
-        """The bits of what is kept are those of the noise."""
+        """Positions `block` of z'. Kept entries have the same bits as those of the unmasked noise."""
         return _drawn(self.of, self.selection, math.prod(shape[1:]), key, name, shape, block, device)
 
     def factors(
         self, key: Key, name: str, shape: Shape, device: torch.device | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of left that the mask does not keep are 0."""
+        """The factors, with rows of left outside the mask set to 0."""
         left, right = self.of.factors(key, name, shape, device)
         return left.masked_fill_(~self.selection.units(key, name, (0, len(left)), left.device).unsqueeze(1), 0.0), right
 
@@ -160,13 +159,11 @@ class MaskedLowRank(FactoredNoise):
 
 
 class MaskedLayout(FactorLayout):
-    """A layout that draws 0 for the rows of left, and the entries of vectors, that a mask does not keep.
+    """A layout that draws 0 for the rows of left, and the entries of vectors, that a mask drops.
 
     Args:
-        noise: whose factors.
-        kept: what the mask keeps.
-        shapes: of the tensors, by name.
-        device: where they are drawn.
+        noise: the noise of the factors. kept: what the mask keeps. shapes: shapes of the tensors by name. device:
+            device that draws them.
     """
 
     def __init__(
@@ -195,12 +192,12 @@ class MaskedLayout(FactorLayout):
 
 
 def masked(noise: Noise, mask: Mask, tensors: Mapping[str, torch.Tensor]) -> Masked | MaskedLowRank:
-    """A noise of which a mask keeps a part, decided on the base weights.
+    """Apply a mask to a noise, decided from the base weights.
 
     Args:
         noise: any.
-        mask: what is kept: rows of a low-rank noise, entries of any other.
-        tensors: all that move, by name, as they are before anything has moved them.
+        mask: selects rows of a low-rank noise, or entries of any other noise.
+        tensors: all tensors that move, by name, before anything has moved them.
 
     Raises:
         ConfigError: as `Mask.select`.
@@ -220,7 +217,7 @@ def _drawn(
     block: Block,
     device: torch.device,
 ) -> torch.Tensor:
-    """Positions `block` of z' where a unit is `columns` entries."""
+    """Positions `block` of z' if a unit is `columns` entries."""
     if not kept.is_active(key, name):
         return torch.zeros(block[1] - block[0], device=device)
     z = noise.draw(key, name, shape, block, device)
@@ -232,7 +229,7 @@ def _drawn(
 
 
 def check_density(density: float) -> None:
-    """Raises ConfigError for what is no share."""
+    """Raise ConfigError for a density outside (0, 1]."""
     if not 0 < density <= 1:
         raise ConfigError(
             f"method.mask.density is {density}, but a share that is kept is above 0 and at most 1",
@@ -242,19 +239,19 @@ def check_density(density: float) -> None:
 
 @MASKS.register("random")
 class RandomMask(Mask):
-    """Keeps each entry (with low-rank noise: each row) with probability `density`, for each direction anew.
+    """Keeps each entry (with low-rank noise, each row) with probability `density`, drawn anew for each direction.
 
-    32 random bits a unit are compared as integers with density * 2**32, so the probability is `density` to 2**-32,
-    units are independent, and any block can be drawn alone. How many of n are kept is binomial.
+    32 random bits per unit are compared with density * 2**32, so the probability is `density` within 2**-32, units are
+    independent, and any block can be drawn alone. The number of kept units is binomial.
 
     Args:
-        density: the share of units that is kept on average, 0 < density <= 1.
-        refresh_every: steps that have the same mask, counted from step 0; by default each direction has its own.
+        density: the share of units to keep on average, 0 < density <= 1.
+        refresh_every: draw a new mask every so many steps, from step 0; by default each direction has its own mask.
 
     Raises:
-        ConfigError: a share that is none, or no step.
+        ConfigError: a density outside (0, 1], or `refresh_every` below 1.
 
-    Source: the random masks of ZO-Bench (Zhang et al. 2024), whose code keeps other shares than it is asked for.
+    Source: the random masks of ZO-Bench (Zhang et al. 2024), whose code does not keep the share it is asked for.
     """
 
     def __init__(self, density: Share = 0.25, refresh_every: Count | None = None) -> None:
@@ -272,7 +269,7 @@ class RandomMask(Mask):
 
 
 class _Drawn(MaskSelection):
-    """Units drawn from the stream of (key, name + "/mask"), two to a word."""
+    """Units drawn from the stream of (key, name + "/mask"), two per word."""
 
     def __init__(self, share: float, every: int | None) -> None:
         self._limit = max(1, round(share * 2**32)) - 1 - 2**31  # of a signed number of 32 bits, itself kept
@@ -287,7 +284,7 @@ class _Drawn(MaskSelection):
         return drawn[block[0] - first * 2 : block[1] - first * 2] <= self._limit
 
     def expected_count(self, key: Key, name: str, count: int) -> float:
-        """Their mean, by a share of about 1 / sqrt(count) from what it is."""
+        """The mean; the actual number differs by a relative error of about 1 / sqrt(count)."""
         return count * (self._limit + 1 + 2**31) / 2**32
 
     def batched(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
@@ -305,22 +302,21 @@ class _Drawn(MaskSelection):
 
 @MASKS.register("rotation")
 class BlockRotation(Mask):
-    """Moves one block of the tensors in each step: `num_blocks` contiguous ones of about equal size take turns.
+    """Moves one block of tensors per step: `num_blocks` contiguous blocks of about equal size take turns.
 
-    The block is a function of the seed and the step of a key alone, so all directions of a step share it, and the
-    directions of an anchor keep theirs. Tensors of the other blocks are neither drawn for nor written, and a forward
-    pass runs them as they are.
+    The block depends only on the seed and the step of a key, so all directions of a step share it, and the directions
+    of an anchor keep theirs. Tensors of other blocks are neither perturbed nor written.
 
-    With `order="shuffled"`, each round of `num_blocks` steps visits every block once, in an order of its own. With
-    `cyclic` it is block step mod `num_blocks`: then whatever recurs in steps meets the same blocks again. SVRG's
-    full-batch steps, every q-th, would see only some of the blocks where q and `num_blocks` have a common factor.
+    With `order="shuffled"`, each round of `num_blocks` steps visits every block once, in a new order. With `cyclic`,
+    step n moves block n mod `num_blocks`. Anything periodic in steps then meets the same blocks again: SVRG's
+    full-batch steps, one in q, would see only some blocks if q and `num_blocks` share a factor.
 
     Args:
-        num_blocks: how many, at most one for each tensor.
+        num_blocks: number of blocks, at most one per tensor.
         order: `shuffled` or `cyclic`.
 
     Raises:
-        ConfigError: no block; or, when it is taken, more blocks than tensors.
+        ConfigError: `num_blocks` is below 1 or, when it is applied, above the number of tensors.
     """
 
     def __init__(self, num_blocks: Count = 4, order: Literal["shuffled", "cyclic"] = "shuffled") -> None:
@@ -342,7 +338,7 @@ class BlockRotation(Mask):
 
 
 class _Turns(MaskSelection):
-    """The tensors of one block, whole."""
+    """The tensors of one block, kept whole."""
 
     def __init__(self, block_of: Mapping[str, int], blocks: int, shuffled: bool) -> None:
         self._block_of = block_of
@@ -375,7 +371,7 @@ def _order(seed: int, turn: int, blocks: int) -> list[int]:
 
 
 def _even_blocks(sizes: Sequence[int], blocks: int) -> list[int]:
-    """The block of each tensor: contiguous, none empty, each filled to about an equal part of what is left."""
+    """The block of each tensor: contiguous, non-empty, each filled to about an equal part of the remainder."""
     numbers: list[int] = []
     for block in range(blocks):
         after = blocks - block - 1  # blocks, which need a tensor each
