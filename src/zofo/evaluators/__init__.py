@@ -1,4 +1,4 @@
-"""Asking a model for losses at points, and for first-order gradients; work is counted where it happens."""
+"""Compute losses at points around theta, and first-order gradients. Work is counted where it is done."""
 
 from zofo.evaluators.backward import Gradient, run_again
 from zofo.evaluators.base import EVALUATORS, Evaluator, EvaluatorConfig, LossRequest, Objective, Point, Probe

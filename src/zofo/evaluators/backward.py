@@ -21,17 +21,18 @@ from zofo.tasks import batches
 
 
 class Gradient:
-    """Adds the gradient of the mean loss to the `.grad` of some parameters, by one forward and one backward.
+    """Adds the gradient of the mean loss to the `.grad` of given parameters, with one forward and one backward.
 
     Args:
-        model: run by the objective.
-        counts: where the work is counted.
-        checkpointing: run each layer a second time in the backward pass, in place of keeping what is between. Such a
-            run is not counted: it belongs to the backward pass.
-        processes: that share out the examples of each batch; their gradients are added, so that each has that of all.
+        model: the model that the objective runs.
+        counts: counts the work.
+        checkpointing: recompute each layer in the backward pass instead of storing its activations. The recomputation
+            is not counted separately: it is part of the backward pass.
+        processes: the processes that share the examples of each batch; their gradients are summed, so that each has the
+            full gradient.
 
     Raises:
-        ConfigError: `checkpointing` of a model whose layers transformers does not mark.
+        ConfigError: `checkpointing` for a model that transformers does not support it for.
     """
 
     def __init__(
@@ -44,19 +45,19 @@ class Gradient:
     def accumulate(
         self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float = 1.0
     ) -> torch.Tensor:
-        """`parameter.grad += weight * gradient of mean(losses)` for each parameter; no other gradient is computed.
+        """`parameter.grad += weight * gradient of mean(losses)` for each given parameter, and for no other.
 
         Args:
-            parameters: what is differentiated; each must require a gradient.
-            objective: turns (model, batch) into one loss for each example.
-            batch: whatever the objective understands.
-            weight: factor of this loss, for sums of several losses with one graph alive at a time.
+            parameters: the parameters to differentiate by; each must require a gradient.
+            objective: turns (model, batch) into one loss per example.
+            batch: passed to the objective.
+            weight: factor of this loss, to sum several losses with one graph alive at a time.
 
         Returns:
             The losses, float32 or float64, shape [examples], detached.
 
         Raises:
-            NonFiniteError: a loss or a gradient is not finite; no `.grad` was touched.
+            NonFiniteError: a loss or a gradient is not finite. No `.grad` was changed.
         """
         losses, gradients = (self._own if self._processes.alone else self._of_all)(parameters, objective, batch, weight)
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None):
@@ -71,7 +72,7 @@ class Gradient:
         return losses
 
     def _own(self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float) -> _Found:
-        """The losses, and the gradient of their mean, of one process."""
+        """The losses of this process, and the gradient of their mean."""
         parts = batches.micro_batches(batch)
         size = batches.size(batch) if len(parts) > 1 else None
 
@@ -88,13 +89,13 @@ class Gradient:
         parts: Sequence[Any],
         scalar: Callable[[torch.Tensor, int], torch.Tensor],
     ) -> _Found:
-        """The losses of a batch, and the gradient of the sum of what is made of each of its parts.
+        """The losses of a batch, and the gradient of the sum of `scalar` over its parts.
 
         Args:
             parameters: what is differentiated.
-            objective: of the examples.
-            parts: of the batch; the graph of one is alive at a time.
-            scalar: is given the losses of a part, and how many examples were before it.
+            objective: gives the losses of the examples.
+            parts: the parts of the batch; one graph is alive at a time.
+            scalar: turns the losses of a part, and the number of examples before it, into the value to differentiate.
         """
         each: list[torch.Tensor] = []
         total: list[torch.Tensor | None] = [None] * len(parameters)
@@ -113,10 +114,10 @@ class Gradient:
         return (torch.cat(each) if len(each) > 1 else each[0]), total
 
     def _of_all(self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float) -> _Found:
-        """The same of a batch that is shared out: the losses of all, and the sum of the gradients.
+        """The losses of a batch that several processes share, and the sum of their gradients.
 
-        Each process differentiates weight * sum(its losses) / (number of all), so that the sum is the gradient of the
-        mean. Tensors that no process has a gradient of stay without one.
+        Each process differentiates weight * sum(its losses) / (total number), so the sum is the gradient of the mean. A
+        tensor without a gradient in every process stays without one.
         """
         processes, size = self._processes, batches.size(batch)
         shares = [stop - start for start, stop in (processes.share(size, rank) for rank in range(processes.size))]
@@ -153,8 +154,9 @@ _Found = tuple[torch.Tensor, Sequence[torch.Tensor | None]]
 
 
 def _take(total: list[torch.Tensor | None], gradients: list[torch.Tensor | None]) -> None:
-    """Add gradients up, each let go before the next, so that there are never three of all parameters; not in place,
-    since parameters may share one tensor as their gradient."""
+    """Sum gradients, freeing each one before the next, so that there are never three of all parameters.
+
+    Not in place, since parameters may share one tensor as their gradient."""
     for i in range(len(total)):
         now, gradients[i] = gradients[i], None
         before, total[i] = total[i], None
@@ -162,7 +164,7 @@ def _take(total: list[torch.Tensor | None], gradients: list[torch.Tensor | None]
 
 
 def _is_shared(gradient: torch.Tensor, taken: Container[int]) -> bool:
-    """Whether another parameter has a gradient's memory, or entries of it have the same: nothing is added in place."""
+    """Whether a gradient overlaps itself or another one in memory, so that nothing may be added in place."""
     expanded = any(step == 0 and size > 1 for size, step in zip(gradient.shape, gradient.stride(), strict=True))
     return expanded or (gradient.numel() > 0 and gradient.data_ptr() in taken)
 
@@ -174,16 +176,16 @@ def _check_finite(losses: torch.Tensor, first: int = 0) -> None:
 
 
 def run_again(model: nn.Module) -> AbstractContextManager[None]:
-    """While it is open, a backward pass runs each layer of a model a second time, in place of keeping what is between.
+    """Context in which a backward pass recomputes each layer of a model instead of storing its activations.
 
     Raises:
-        ConfigError: transformers marks no layers of the model.
+        ConfigError: the model has no layers that transformers can checkpoint.
     """
     return _checkpointed(_layers(model))
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that can be run again by themselves."""
+    """The layers that can be recomputed independently."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -196,6 +198,6 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _checkpointed(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
-    """While it is open, the layers keep their inputs only, in whichever mode they are."""
+    """Context in which layers store only their inputs, in training and evaluation mode alike."""
     own = ((layer, functools.partial(checkpoint, layer.forward, use_reentrant=False)) for layer in layers)
     return replaced_forwards(own)

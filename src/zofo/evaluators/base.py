@@ -1,4 +1,4 @@
-"""The contract of evaluators: losses at points, and the weights as they were when it returns."""
+"""The interface of evaluators: losses at points, with the weights restored on return."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ Point = Displacement | Sequence[Displacement]
 
 
 def own_points(point: Point) -> bool:
-    """Whether each example has a displacement of its own."""
+    """Whether each example has its own displacement."""
     return not isinstance(point, Displacement)
 
 
 def displacements(point: Point) -> Sequence[Displacement]:
-    """The displacement of all examples, alone, or those of each."""
+    """The displacement shared by all examples, or the one of each example."""
     return [point] if isinstance(point, Displacement) else point
 
 
 def points_of_part(points: Sequence[Point], start: int, stop: int) -> list[Point]:
-    """The same points for examples `start` to `stop`."""
+    """The points of examples `start` to `stop`."""
     return [point if isinstance(point, Displacement) else point[start:stop] for point in points]
 
 
 @dataclass
 class Probe:
-    """The inside of `Evaluator.probe`: the losses that were found, and one chance to update on the way home.
+    """What `Evaluator.probe` yields: the losses, and one chance to update on the way back to theta.
 
     Args:
         losses: float32, or float64 of a float64 model; shape [points, examples].
-        update: applies an update to theta, in the same sweep back where there is one.
+        update: applies an update to theta, in the sweep that restores the weights if there is one.
     """
 
     losses: torch.Tensor
@@ -57,19 +57,19 @@ class Probe:
 
 
 class Evaluator(ABC):
-    """The only code that looks at a model at other points than where it stands.
+    """The only code that runs a model at points other than its current weights.
 
     Attributes:
-        per_example: whether it can visit a point of its own for each example of a batch.
-        writes_points: whether it writes each point into the weights, so that a replay has to do so, too.
+        per_example: whether each example of a batch can have its own point.
+        writes_points: whether it writes each point into the weights, which a replay must then repeat.
         repeats_batch: whether it asks for all points in one call of the objective, with the batch repeated.
-        copies: of theta, that it keeps beside it.
-        theta: what it looks around.
+        copies: number of copies of theta that it keeps.
+        theta: the weights around which it computes losses.
         counts: forwards and queries made so far by this evaluator.
-        whole: the points of all examples, while it is asked for the losses of some of them only; else None. What is
-            decided for all examples, such as when updates are written, is decided by these.
-        left_out: the names of tensors that a check took out of theta, because it cannot move them.
-        notes: what a user should know of that.
+        whole: the points of all examples while it computes the losses of some of them, else None. Decisions for the
+            whole batch, such as when to write updates, depend on these.
+        left_out: names of tensors that a check removed from theta because it cannot move them.
+        notes: messages to the user about these.
     """
 
     per_example = False
@@ -89,45 +89,45 @@ class Evaluator(ABC):
 
     @abstractmethod
     def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> AbstractContextManager[Probe]:
-        """Ask for the losses at `points`; the weights may be away from home only inside the `with` block.
+        """Compute the losses at `points`. The weights may be away from theta inside the `with` block only.
 
-        When the block ends, by itself or by an exception, the weights are home: updated if `Probe.update` was called in
-        it, as before otherwise. Only an interrupt in the middle of a sweep cannot be undone; it sets
-        `is_corrupt` of the backbone, and every later use of it is refused.
+        When the block ends, normally or by an exception, the weights are back at theta, updated if `Probe.update` was
+        called. Only an interrupt in the middle of a sweep cannot be undone: it sets `is_corrupt` of the backbone, which
+        then refuses every further use.
 
         Args:
-            asks: objectives, each with its batch; their losses stand side by side, in this order.
-            points: where to look.
+            asks: pairs of objective and batch; their losses are concatenated in this order.
+            points: displacements from theta.
 
         Raises:
-            EvaluatorError: a point this evaluator cannot evaluate.
+            EvaluatorError: this evaluator cannot evaluate a point.
         """
 
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
-        """Objective at `points`, as `Probe.losses`; the weights are as before when it returns."""
+        """The losses at `points`, as in `Probe.losses`. The weights do not change."""
         with self.probe([(objective, batch)], points) as probe:
             return probe.losses
 
     def check(self, asks: Sequence[LossRequest]) -> None:  # noqa: B027  # most evaluators can ask any model
-        """Find out, before anything is trained, whether the model can be asked at all; what it takes is not counted.
+        """Check, before training, that this evaluator works for the model. The work is not counted.
 
         Raises:
-            EvaluatorError: it cannot; says where, and what to use instead.
+            EvaluatorError: it does not; the message says where, and what to use instead.
         """
 
     def state_dict(self) -> StateDict:
-        """What it keeps beside theta, between two steps."""
+        """The state beside theta, between two steps."""
         return StateDict()
 
     def load_state_dict(self, state: StateDict) -> None:  # noqa: B027  # most keep nothing
-        """Take back what `state_dict` gave."""
+        """Load the state that `state_dict` returned."""
 
 
 EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator")
 
 
 class EvaluatorConfig(PartConfig):
-    """How losses at points are found."""
+    """How losses at points are computed."""
 
     registry = EVALUATORS
     default = "in-forward"

@@ -1,4 +1,4 @@
-"""Selected tensors while a forward pass carries terms: of classes whose operations torch hands on to the forward."""
+"""Tensor classes of the selected parameters during a perturbed forward: torch dispatches their operations to it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _BOTH_AXES = ([0, 1], [-2, -1], [-1, 0], [-2, 1])
 
 
 class Carrier(Protocol):
-    """What carries the terms."""
+    """The forward that applies the low-rank terms."""
 
     answering: bool
 
     def answer(self, func: Callable[..., Any], touched: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """The result of an operation in which `touched`, a selected tensor, takes part."""
+        """The result of an operation that uses `touched`, a selected tensor."""
 
 
 class Uncarried(EvaluatorError):
-    """A use of a selected tensor that no forward can carry.
+    """A selected tensor is used in a way that a perturbed forward does not support.
 
     Attributes:
-        name: of the tensor.
-        names: of those that are made alike, which share its lot.
+        name: name of the tensor.
+        names: names of the tensors of the same kind, which are treated alike.
     """
 
     name: str = ""
@@ -36,7 +36,7 @@ class Uncarried(EvaluatorError):
 
 
 def uncarried(name: str, message: str) -> Uncarried:
-    """That error, with what to do about it."""
+    """An `Uncarried` error with advice."""
     error = Uncarried(
         message, f"{leaving_out(name)}, or set method.evaluator.uncarried=in-place or method.evaluator=in-place"
     )
@@ -45,7 +45,7 @@ def uncarried(name: str, message: str) -> Uncarried:
 
 
 def unanswered(tensor: Any, operation: str, name: str | None = None) -> Uncarried:
-    """What to say of a use of a selected tensor that has no answer."""
+    """The message for a use of a selected tensor that is not supported."""
     name, shape = name or tensor.carried_name, " x ".join(map(str, tensor.shape))
     return uncarried(
         name, f"the model uses {name!r} ({shape}) through {operation!r}, which cannot carry a direction in the forward"
@@ -53,7 +53,7 @@ def unanswered(tensor: Any, operation: str, name: str | None = None) -> Uncarrie
 
 
 class PerturbedParameter(nn.Parameter):
-    """A selected parameter while a forward pass carries terms: torch hands us each operation that it takes part in."""
+    """A selected parameter during a perturbed forward: torch dispatches every operation on it to the forward."""
 
     carrier: Carrier
     carried_name: str
@@ -68,7 +68,7 @@ class PerturbedParameter(nn.Parameter):
 
 
 class CarriedVector(torch.Tensor):
-    """What an operation made of a selected vector, with its values at each point."""
+    """The result of an operation on a selected vector, with its values at each point."""
 
     carrier: Carrier
     carried_name: str
@@ -78,7 +78,7 @@ class CarriedVector(torch.Tensor):
 
 
 class CarriedTransposed(torch.Tensor):
-    """The transposed of a selected matrix."""
+    """The transpose of a selected matrix."""
 
     carrier: Carrier
     carried_name: str
@@ -100,17 +100,17 @@ def _first_carried(values: Iterable[Any]) -> Any:
 
 
 def is_carried(value: object) -> bool:
-    """Whether it is a selected tensor, or was made of one, and carries terms."""
+    """Whether it is a selected tensor, or derived from one, and has terms."""
     return isinstance(value, _CARRIED)
 
 
 def is_matrix(value: object) -> bool:
-    """Whether it carries terms and has two axes or more."""
+    """Whether it has terms and at least two axes."""
     return isinstance(value, CarriedTransposed) or (isinstance(value, PerturbedParameter) and value.dim() > 1)
 
 
 def is_transposing(touched: Any, operation: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operation makes the transposed of a selected matrix: `w.T`, `w.t()`, `w.transpose(0, 1)`."""
+    """Whether an operation transposes a selected matrix: `w.T`, `w.t()`, `w.transpose(0, 1)`."""
     if not isinstance(touched, PerturbedParameter) or touched.dim() != 2 or kwargs:
         return False
     axes = tuple(args[1:]) if args and args[0] is touched else ()
@@ -118,5 +118,5 @@ def is_transposing(touched: Any, operation: str, args: Sequence[Any], kwargs: Ma
 
 
 def is_vector(value: object) -> bool:
-    """Whether it carries terms and has one axis or none."""
+    """Whether it has terms and fewer than two axes."""
     return isinstance(value, CarriedVector) or (isinstance(value, PerturbedParameter) and value.dim() < 2)

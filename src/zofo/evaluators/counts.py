@@ -1,4 +1,4 @@
-"""Counting work where it happens."""
+"""Counts of the work done on a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Counts:
     Args:
         forwards: calls of the model's forward.
         backwards: backward passes.
-        queries: forward passes of one example, summed over all of them, whoever asked (zeroth or first order).
+        queries: forward passes of single examples, of zeroth-order and first-order steps alike.
     """
 
     forwards: int = 0
@@ -30,17 +30,17 @@ class Counts:
         return self + Counts(-other.forwards, -other.backwards, -other.queries)
 
     def include(self, other: Counts) -> None:
-        """Add work that was done elsewhere, to these counts themselves."""
+        """Add other counts to these, in place."""
         self.forwards += other.forwards
         self.backwards += other.backwards
         self.queries += other.queries
 
     def become(self, other: Counts) -> None:
-        """Take the numbers of others, such as those of a checkpoint."""
+        """Take over the values of other counts, such as those of a checkpoint."""
         self.forwards, self.backwards, self.queries = other.forwards, other.backwards, other.queries
 
     def copy(self) -> Counts:
-        """The numbers as they are now."""
+        """A copy of the current values."""
         return replace(self)
 
     def as_dict(self) -> dict[str, int]:
@@ -50,7 +50,7 @@ class Counts:
 
 @contextmanager
 def counting_forwards(model: nn.Module, counts: Counts) -> Iterator[None]:
-    """While it is open, every call of `model` adds one to `counts.forwards`."""
+    """Context in which every call of `model` adds one to `counts.forwards`."""
 
     def count(*_: object) -> None:
         counts.forwards += 1

@@ -1,4 +1,4 @@
-"""Factors of a few directions, kept where a forward pass can use them at once."""
+"""Factors of a few directions, stored so that a forward pass can use all of them at once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _STRETCH = 1 << 15  # numbers of a slot that are cast at once: several layers of
 
 
 class FactorCache:
-    """The drawn factors of some keys, each in a slot of one buffer: what was drawn for a probe serves its update.
+    """The drawn factors of some keys, each in a slot of one buffer, so that an update reuses what its probe drew.
 
     Attributes:
-        used: slots that are read; some of them may belong to no key.
+        used: number of slots that are read; some may belong to no key.
     """
 
     def __init__(self, layout: FactorLayout) -> None:
@@ -28,7 +28,7 @@ class FactorCache:
         self._cast: tuple[int, torch.Tensor] | None = None  # numbers of all slots in another number type, from where
 
     def hold(self, keys: Iterable[Key]) -> None:
-        """Keep these keys and no others; only those that are not here yet are drawn."""
+        """Keep exactly these keys; only those not yet in the cache are drawn."""
         wanted = dict.fromkeys(keys)
         self._slots = {key: slot for key, slot in self._slots.items() if key in wanted}
         missing = [key for key in wanted if key not in self._slots]
@@ -38,7 +38,7 @@ class FactorCache:
         self._draw(dict(zip(missing, slots, strict=True)))
 
     def _draw(self, slots: Mapping[Key, int]) -> None:
-        """Draw keys into slots that are free."""
+        """Draw keys into free slots."""
         if self.layout.device.type == "cpu":  # one key's numbers stay in a core's cache
             for key, slot in slots.items():
                 self._buffer[slot] = self.layout.draw([key])[0]
@@ -50,11 +50,11 @@ class FactorCache:
 
     @property
     def slots(self) -> dict[Key, int]:
-        """Which keys are in which slots: sums over slots have the same bits only in the same order."""
+        """The slot of each key. Sums over slots have the same bits only in the same order."""
         return dict(self._slots)
 
     def restore(self, slots: Mapping[Key, int]) -> None:
-        """Hold these keys in these slots, and no others."""
+        """Hold exactly these keys in these slots."""
         self._slots = {}
         self._make_room(max(slots.values(), default=-1) + 1)
         self._draw(slots)
@@ -73,12 +73,12 @@ class FactorCache:
         return key in self._slots
 
     def slot(self, key: Key) -> int:
-        """Which row of `numbers` holds a key."""
+        """The row of `numbers` that holds a key."""
         return self._slots[key]
 
     @property
     def numbers(self) -> torch.Tensor:
-        """All slots, as `FactorLayout` reads them: float32, [slots, layout.size]; some may belong to no key."""
+        """All slots, in the layout of `FactorLayout`: float32, [slots, layout.size]. Some may belong to no key."""
         return self._buffer[: self.used]
 
     def matrix(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,10 +86,10 @@ class FactorCache:
         return self.layout.matrix(self.numbers, name)
 
     def factor(self, name: str, side: int, dtype: torch.dtype) -> torch.Tensor:
-        """left (side 0) or right (1) of a matrix as rows of numbers, those of all slots one below the other.
+        """left (side 0) or right (1) of a matrix, with the rows of all slots stacked.
 
         Returns:
-            [slots * rank, rows] or [slots * rank, columns]; to be used before another is asked for.
+            [slots * rank, rows] or [slots * rank, columns]; valid until the next call.
         """
         if dtype != self._buffer.dtype:
             return self._as_rows(self._cast_at(self.layout.place(name, side), dtype))
@@ -106,7 +106,7 @@ class FactorCache:
         return numbers if rank == 1 else numbers.view(len(numbers), -1, rank).transpose(1, 2).flatten(0, 1)
 
     def _cast_at(self, place: slice, dtype: torch.dtype) -> torch.Tensor:
-        """All slots' numbers at a place: of a stretch of them at once, since a forward asks for one after the other."""
+        """The numbers of all slots at a place. Casts a longer stretch at once, since a forward reads them in order."""
         first = place.start - place.start % _STRETCH
         start, held = self._cast or (-1, self._buffer)
         if start != first or held.dtype != dtype or first + held.shape[1] < place.stop:
@@ -115,6 +115,6 @@ class FactorCache:
         return held[:, place.start - first : place.stop - first]
 
     def directions(self, keys: Iterable[Key]) -> FactorBatch:
-        """The factors of some of the keys held."""
+        """The factors of some of the cached keys."""
         chosen = tuple(keys)
         return FactorBatch(self.layout, chosen, self._buffer[[self._slots[key] for key in chosen]])

@@ -1,4 +1,4 @@
-"""The check of a model that is asked in the forward: what rows and terms do together, they must do alone."""
+"""Checks that a model can run with low-rank terms: several points in one forward must give the losses of each alone."""
 
 from __future__ import annotations
 
@@ -40,25 +40,26 @@ _LEAST = 0.1  # of mean losses: a smaller one is a difference of larger numbers,
 
 
 class CarriedLosses(Protocol):
-    """Asks for the losses of a batch in one forward that carries the points."""
+    """Computes the losses of a batch in one forward that applies the points."""
 
     def __call__(self, objective: Objective, batch: Any, points: Sequence[Point], held: bool) -> torch.Tensor:
-        """Losses; `held` keeps the keys of the last points."""
+        """The losses; with `held`, the cache keeps the keys of the last points."""
 
 
 class ForwardCheck:
-    """Compares what a model does with the rows of several points with what it does with each alone.
+    """Compares the losses of several points in one forward with those of each point alone.
 
     Args:
-        model: that is checked.
+        model: the model to check.
         theta: the tensors that move.
-        parameters: those that carry terms, each with its name.
-        layout: learns where rows stand.
-        ways: learn which modules points cannot share, and whether they share those that nothing moves in or before.
-        ask: gives losses with carried terms.
+        parameters: the parameters with terms, each with its name.
+        layout: learns where the rows of a batch are in each tensor.
+        ways: learn which modules must run once per point, and whether all points can share the layers below the first
+            moving tensor.
+        ask: computes losses with terms.
 
     Attributes:
-        only: the names of the tensors that carry terms now, if not all.
+        only: names of the tensors that have terms at the moment; None for all.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class ForwardCheck:
         layout.place = lambda: self._per_point.running
 
     def find_a_way(self, objective: Objective, batch: Any) -> None:
-        """Compare; where points cannot share a module, run it once for each, and compare again: no more than need be.
+        """Compare. If points cannot share a module, run it once per point and compare again, for as few modules as
+        possible.
 
         Raises:
-            EvaluatorError: there is no way.
+            EvaluatorError: the losses still differ.
         """
         half = bool(self._theta.backbone.dtypes & {torch.float16, torch.bfloat16})
         size = _CHECK_SIZE_HALF if half else _CHECK_SIZE
@@ -105,13 +107,15 @@ class ForwardCheck:
             self._layout.forget()
 
     def _widen(self, error: EvaluatorError) -> bool:
-        """Whether there was a module to be run once for each point, where an error arose."""
+        """Whether the error came from a module that can be run once per point instead."""
         place = error.place if isinstance(error, RowsElsewhere) else None
         return self._per_point.widen(self._model, self._per_point.running if place is None else place)
 
     def _check_bypass(self, name: str, operation: str, written: bool) -> None:
-        """A selected tensor that the model reads past `PerturbedForward` is an error: a view or a copy that it holds,
-        scripted code, a function that torch does not hand on.
+        """Refuse a selected tensor that the model reads without `PerturbedForward` noticing.
+
+        This happens with a view or a copy that the model holds, scripted code, or a function that torch does not
+        dispatch.
         """
         parameter: Any = next(parameter for parameter, own in self._parameters if own == name)
         carrier = vars(parameter).get("carrier")
@@ -119,9 +123,10 @@ class ForwardCheck:
             raise unanswered(parameter, operation, name)
 
     def _compare(self, objective: Objective, batch: Any, size: float, shared: bool = False) -> None:
-        """Each example at points of its own, so far from theta, must be as alone; or, if `shared`, at the same points.
+        """Each example at its own point, far from theta, must have the same loss as alone; with `shared`, all at the
+        same points.
 
-        Where `size` is `_FAR`, only where its rows stand: another router's choice would show, and rounding grows.
+        With the size `_FAR` only the places of rows are compared: routers may choose other experts, and rounding grows.
         """
         far = size == _FAR
         examples, number = batches.row_examples(batch), batches.size(batch)
@@ -155,9 +160,9 @@ class ForwardCheck:
         self._layout.learn(seen)
 
     def _compare_moved(self, objective: Objective, batch: Any) -> None:
-        """What terms do must be what moving does, for one tensor of each kind, whatever the model does with it.
+        """Terms must have the same effect as moving the weights, for one tensor of each kind.
 
-        Half precision loses most of so small a move, so that it tells nothing there.
+        Not in half precision, which rounds most of such a small move away.
         """
         point = Displacement({Key(_CHECK_SEED, 2): _CHECK_SIZE})
         self.only = one_of_each_kind(self._theta.backbone)
@@ -177,7 +182,7 @@ class ForwardCheck:
             )
 
     def _logged(self, objective: Objective, batch: Any, points: Sequence[Point]) -> tuple[torch.Tensor, list[Use]]:
-        """Losses at some points, and what the selected tensors met."""
+        """The losses at some points, and what the selected tensors were used with."""
         uses: list[Use] = []
         self._layout.uses = uses
         with without_trace(self._model):
@@ -202,7 +207,8 @@ def only_rounding(
     losses: torch.Tensor,
     again: Callable[[Sequence[Point]], torch.Tensor],
 ) -> bool:
-    """Whether losses so far apart are the same. Where a model rounds much, a nudge of its points shows how much."""
+    """Whether losses differ by rounding only. For a model with large rounding errors, a small change of the points
+    shows how large."""
     least = rounding * max(float(losses.abs().mean()), _LEAST)
     if apart > least * _MOST or not apart > least:
         return not apart > least

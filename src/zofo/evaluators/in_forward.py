@@ -1,4 +1,4 @@
-"""The in-forward evaluator: adds low-rank terms to activations. All points share one batch; no weight is written."""
+"""The in-forward evaluator: adds low-rank terms to activations. All points share one forward; no weight is written."""
 
 from __future__ import annotations
 
@@ -56,40 +56,40 @@ OfUncarried = Literal["skip", "refuse", "in-place"]
 
 @EVALUATORS.register("in-forward")
 class InForward(Evaluator):
-    """Asks for the losses at all points in one forward of a batch that holds its rows once for each point.
+    """Computes the losses at all points in one forward, of a batch that contains its rows once per point.
 
-    Each row carries the terms of its own point as thin products beside the model's large ones, so an example may have
-    directions of its own, and nothing has to be brought home: the weights are only read while losses are asked for.
+    Each row gets the terms of its own point as thin products beside the model's large ones. So each example can have
+    its own directions, and the weights are only read while losses are computed.
 
-    Updates that are displacements wait as terms that every row carries, and are written together after `flush_every` of
-    them (or sooner, when they have become many): one product a tensor, instead of a sweep a step. `Theta.flush` writes
-    what waits. In half precision they are rounded stochastically when they are written.
+    Updates that are displacements stay pending as terms of every row, and are written together every `flush_every`
+    steps (or sooner, if they have many keys): one product per tensor, instead of a sweep per step. `Theta.flush` writes
+    them. In half precision they are rounded stochastically when written.
 
-    Where a model uses a tensor in a way that rows of several points cannot share (experts that sort tokens, a scan, a
-    convolution), the module is run once for each point, on its rows and with the moved tensor itself. Layers below the
+    If a module uses a tensor in a way that rows of several points cannot share (experts that sort tokens, a scan, a
+    convolution), it is run once per point, on the rows of that point and with the moved tensor itself. Layers below the
     first tensor that moves are run once for all points.
 
-    Call `check` first: it finds out whether the model can be asked in this way. What a later batch shows that no check
-    has seen is checked on that batch, before its losses are given.
+    Call `check` first: it finds out whether this works for the model. If a later batch uses the model in a new way,
+    that is checked on the batch before its losses are returned.
 
     Args:
-        model: run by the objective; in evaluation mode if dropout is to be off.
+        model: the model that the objective runs, in evaluation mode to turn dropout off.
         backbone: the tensors that move; their noise must be low-rank.
-        flush_every: updates that are written together.
-        micro_batch: examples in one forward, with all their points; by default the whole batch.
-        uncarried: what becomes of a tensor that no forward can carry, such as one that a compiled function reads.
-            `skip`: it stays where it is if all such hold under 2 % of the numbers, and is refused otherwise.
-            `refuse`: it is refused. `in-place`: its terms are written for the time of each point's own forward.
+        flush_every: number of updates that are written together.
+        micro_batch: examples per forward, each at all of its points; by default the whole batch.
+        uncarried: what to do with a tensor that terms cannot be applied to, such as one that a compiled function reads.
+            `skip`: do not move it, if all such tensors hold under 2 % of the entries; otherwise an error. `refuse`: an
+            error. `in-place`: write its terms into the weights during a separate forward per point.
 
     Attributes:
-        per_point: the modules that are run once for each point, as `check` found.
-        below: the layers that all points share, since nothing has moved before them.
-        left_out: the names of tensors that stay because no forward can carry them.
-        written: the names of those that are written for the time of a forward.
+        per_point: the modules that are run once per point, as `check` found.
+        below: the layers that all points share, below the first tensor that moves.
+        left_out: names of tensors that do not move because terms cannot be applied to them.
+        written: names of tensors that are written during a forward.
 
     Raises:
-        EvaluatorError: a noise that is not low-rank; or, when losses are asked for, a model that uses a selected tensor
-            in a way that cannot carry a term, or a batch that does not fit into memory.
+        EvaluatorError: the noise is not low-rank; or, when losses are computed, the model uses a selected tensor in an
+            unsupported way, or the batch does not fit into memory.
 
     Source: the factored forward of EGGROLL (Sarkar et al. 2025); a direction for each example as in GRZO (2026);
     updates kept as factors as in LOZO (Chen et al. 2024).
@@ -146,7 +146,7 @@ class InForward(Evaluator):
 
     @property
     def _factor_cache(self) -> FactorCache:
-        """The factors of this step's keys, and of those that are pending."""
+        """The factors of the keys of this step, and of pending updates."""
         device = self.backbone.device  # a model may be moved between two steps
         if self._drawn is None or self._drawn.layout.device != device:
             self._drawn = FactorCache(self._noise.layout(self.backbone.shapes, device))
@@ -182,7 +182,7 @@ class InForward(Evaluator):
         return torch.cat(columns, dim=1)
 
     def _forward(self, objective: Objective, batch: Any, points: Sequence[Point], whole: int) -> torch.Tensor:
-        """Losses of one part of a batch at all points: float32, [points, examples]."""
+        """The losses of one part of a batch at all points: float32, [points, examples]."""
         try:
             return self._losses(objective, batch, points)
         except (MemoryError, RuntimeError) as error:
@@ -205,7 +205,7 @@ class InForward(Evaluator):
         return losses
 
     def _checked_again(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
-        """Losses after a check of this batch. What its first examples do not show is run once for each point."""
+        """The losses after checking this batch too; modules that need it are then run once per point."""
         while True:
             with aside():
                 self._check_all([(objective, batch)])
@@ -216,12 +216,14 @@ class InForward(Evaluator):
                     raise
 
     def _try_alone(self, objective: Objective, batch: Any, points: Sequence[Point], losses: torch.Tensor) -> None:
-        """The first and the last of more rows than were tried before must be as alone: room for rows may end.
+        """Check that the first and last rows of a larger batch than before have their losses alone: capacity can run
+        out.
 
-        A reward differs by more than rounding where two tokens are equally likely, so that what was checked is asked.
+        Uses the objective of the check, since a reward can differ by more than rounding if two tokens are equally
+        likely.
 
         Raises:
-            EvaluatorError: they are not.
+            EvaluatorError: they do not.
         """
         if self._checked and objective not in self._checked:
             objective = self._checked[0]
@@ -265,20 +267,20 @@ class InForward(Evaluator):
         return self.per_point.watching(self.model) if self._checking else nullcontext()
 
     def _writing(self, block: Block) -> AbstractContextManager[None]:
-        """While it is open, tensors that no forward can carry stand where the rows of a block have them."""
+        """Context in which tensors that terms cannot be applied to are moved to the point of the current block."""
         only = self._checked_now.only if self._checked_now is not None else None
         names = self.written if only is None else self.written & only
         return displaced(self.backbone, names, block.terms.displacement()) if names else nullcontext()
 
     def _moved(self) -> list[tuple[nn.Parameter, str]]:
-        """The parameters that some key moves; those that a mask keeps still need no terms. A check looks at all."""
+        """The parameters that some key moves; all of them during a check. Others need no terms."""
         steps, moves = {key._replace(index=0) for key in self._factor_cache}, self.backbone.is_active
         only = self._checked_now.only if self._checked_now is not None else None
         chosen = [each for each in self._parameters if only is None or each[1] in only]
         return [(p, name) for p, name in chosen if self._checking or any(moves(key, name) for key in steps)]
 
     def _too_large(self, objective: Objective, batch: Any, points: Sequence[Point], whole: int) -> EvaluatorError:
-        """What to say of a batch that did not fit, after trying how much of it does."""
+        """The error for a batch that did not fit into memory, after finding out how much of it does."""
         size = batches.size(batch)
         fits = size // 2
         while fits:
@@ -313,13 +315,14 @@ class InForward(Evaluator):
         self.below.on = "shares_layers" in state.values
 
     def check(self, asks: Sequence[LossRequest]) -> None:
-        """Ask two examples at points of their own, together and one by one: a model that mixes rows differs.
+        """Compare the losses of two examples at their own points, together and one by one: a model that mixes rows
+        differs.
 
-        Modules that points cannot share are found, and run once for each point from then on. A tensor that no forward
-        can carry at all stays, is written, or is refused; see `uncarried`.
+        Modules that points cannot share are found, and run once per point from then on. For a tensor that terms cannot
+        be applied to at all, see `uncarried`.
 
         Raises:
-            EvaluatorError: a selected tensor is used in a way that cannot carry a term, or the losses differ.
+            EvaluatorError: a selected tensor is used in an unsupported way, or the losses differ.
         """
         self._checked = [objective for objective, _ in asks]
         self._check_all(asks)
@@ -336,7 +339,7 @@ class InForward(Evaluator):
                     self._parameters = [each for each in self._parameters if each[1] not in error.names]
 
     def _check(self, objective: Objective, batch: Any) -> None:
-        """The check of one or two examples; it leaves no trace."""
+        """The check of one or two examples, without side effects."""
         check_by_itself(self.model, objective, batch, list(self.backbone.parameters.items()))
         trim_memory(self.model)
         kept = self.counts, self._drawn, self.theta.pending
@@ -354,7 +357,7 @@ class InForward(Evaluator):
         self._tried = self._tried or 0
 
     def _again(self, objective: Objective, batch: Any, points: Sequence[Point], held: bool) -> torch.Tensor:
-        """Losses for a check; with `held`, of points whose keys are held already, or nearly so."""
+        """The losses for a check; with `held`, of points whose keys are mostly in the cache."""
         if not held:
             return self._ask([(objective, batch)], points)
         own = (key for at in points for each in displacements(at) for key in each)
@@ -362,10 +365,10 @@ class InForward(Evaluator):
         return self._carried(objective, batch, points)
 
     def _leave(self, error: Uncarried) -> None:
-        """Leave out the tensors that no forward carries, or write their terms, as `uncarried` says.
+        """Remove the tensors that terms cannot be applied to, or write their terms, as `uncarried` says.
 
         Raises:
-            EvaluatorError: they are to be refused.
+            EvaluatorError: `uncarried` says so.
         """
         like = re.sub(r"\d+", "*", error.name)
         error.names = [name for name in self.backbone.tensors if re.sub(r"\d+", "*", name) == like]

@@ -1,4 +1,4 @@
-"""The in-place evaluators: they move the weights to each point and back. Any noise, any torch module."""
+"""The in-place evaluators: they move the weights to each point and back. For any noise and any torch module."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from zofo.tasks import batches
 
 
 class _Moving(Evaluator):
-    """What evaluators have in common that take the weights to each point."""
+    """Base class of evaluators that move the weights to each point."""
 
     def __init__(self, model: nn.Module, backbone: Backbone) -> None:
         self.model, self.theta, self.counts = model, Theta(backbone), Counts()
 
     def _losses(self, asks: Sequence[LossRequest]) -> torch.Tensor:
-        """The losses of all that is asked, where the weights stand."""
+        """The losses of all asks at the current weights."""
         parts = [(objective, part) for objective, batch in asks for part in batches.micro_batches(batch)]
         losses = torch.cat([at_least_float32(objective(self.model, part)) for objective, part in parts])
         self.counts.queries += losses.numel()
         return losses
 
     def check(self, asks: Sequence[LossRequest]) -> None:
-        """Run the model on each first batch, as it is.
+        """Run the model on the first batch of each ask, as it is.
 
         Raises:
-            EvaluatorError: it cannot be run, writes into a selected tensor, or keeps what it made of one.
+            EvaluatorError: the model does not run, writes into a selected tensor, or caches a value derived from one.
         """
         for objective, batch in asks:
             check_by_itself(self.model, objective, batch, list(self.backbone.parameters.items()))
@@ -44,19 +44,19 @@ class _Moving(Evaluator):
 class InPlace(_Moving):
     """Adds each point to the weights, runs the model, and moves them back.
 
-    One sweep over the weights for each move; the last move home and the update are one sweep, so a two-sided step takes
-    three (the usual implementation takes four). No copy of any tensor is made: extra memory is a few blocks of noise.
+    Each move is one sweep over the weights. The move back and the update share a sweep, so a two-sided step takes three
+    (the usual implementation takes four). No tensor is copied: extra memory is a few blocks of noise.
 
-    float32 moves leave a rounding of about 1e-7 of a weight's size a step; half precision loses far more, and is
-    refused unless `allow_half` is set.
+    In float32 each step leaves a rounding error of about 1e-7 of a weight's size. In half precision the error is far
+    larger, so it is refused unless `allow_half` is set.
 
     Args:
-        model: run by the objective; in evaluation mode if dropout is to be off.
+        model: the model that the objective runs, in evaluation mode to turn dropout off.
         backbone: the tensors that move.
-        allow_half: accept bfloat16 and float16 weights, drift and all.
+        allow_half: accept bfloat16 and float16 weights in spite of the drift.
 
     Raises:
-        EvaluatorError: half-precision weights without `allow_half`.
+        EvaluatorError: the weights are in half precision, and `allow_half` is not set.
 
     Source: MeZO (Malladi et al. 2023), with the restoring move fused into the update as in ZO2 (Wang et al. 2025).
     """
@@ -90,17 +90,16 @@ class InPlace(_Moving):
 
 @EVALUATORS.register("from-copy")
 class FromCopy(_Moving):
-    """Moves the weights to each point from a copy of the tensors that move, and takes their bits back from it.
+    """Moves the weights to each point from a copy of theta, and restores their bits from it.
 
-    Every point is exactly theta plus its displacement, and theta is what it was to the bit, whatever the model or the
-    losses do: also after an error, or an interrupt in the middle of a sweep. So half precision does not drift, and
-    updates are rounded stochastically. It takes the memory of what moves a second time, which is little for an adapter;
-    `in-forward` is as exact without it.
+    Every point is exactly theta plus its displacement, and theta is restored bit for bit, even after an error or an
+    interrupt in the middle of a sweep. So half precision does not drift, and updates are rounded stochastically. The
+    copy doubles the memory of the tensors that move, which is little for an adapter; `in-forward` is as exact without a
+    copy.
 
     Args:
-        model: run by the objective; in evaluation mode if dropout is to be off.
-        backbone: the tensors that move.
-    """
+        model: the model that the objective runs, in evaluation mode to turn dropout off.
+        backbone: the tensors that move."""
 
     copies = 1
 
@@ -125,7 +124,7 @@ class FromCopy(_Moving):
             raise
 
     def _keep(self) -> None:
-        """Raises EvaluatorError where the copy does not fit into memory."""
+        """Copy theta; raise EvaluatorError if the copy does not fit into memory."""
         if self.backbone.is_corrupt:
             raise ModelError("the weights were left in the middle of a sweep", "load the model again")
         try:

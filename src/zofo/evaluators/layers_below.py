@@ -1,9 +1,9 @@
-"""Layers below the first tensor that moves are run once for all points.
+"""Run the layers below the first tensor that moves once for all points.
 
-Until an operation meets a tensor that moves, all points have the same activations: the batch holds its rows once for
-each of them. A layer that holds no such tensor is then run on the rows of one point, and what it gives is repeated for
-the others. Nothing is taken on trust: what the layer is given is compared, once a tensor, and a layer whose rows are
-not alike, or do not stand first in what it is given or gives, is run as the model runs it.
+Until an operation uses a tensor that moves, all points have the same activations: the batch contains its rows once per
+point. So a layer without such a tensor is run on the rows of one point, and its output is repeated for the others. This
+is verified: the inputs of a layer are compared, and a layer is run on all rows if these differ between points, or if
+rows are not the first axis of an input or output.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _PLAIN = (bool, float, str, torch.dtype, torch.device, type(None))  # what a lay
 
 
 class LayersBelow:
-    """Runs the layers of a model that hold no moved tensor once for all points, as long as these are alike.
+    """Runs the layers of a model without moved tensors once for all points, as long as the points are equal there.
 
     A layer is an element of a list of modules, such as a decoder layer; its input and its output are activations of
     shape [rows, positions, features].
 
     Attributes:
-        on: whether layers are shared; None before a check has found out.
-        shared: how many layers were run so in the last forward of several points.
+        on: whether layers are shared; None before the check.
+        shared: number of shared layers in the last forward of several points.
     """
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class LayersBelow:
         rows: int,
         perturbed: PerturbedForward,
     ) -> Iterator[None]:
-        """While it is open, layers below the first moved tensor are run once for all points.
+        """Context in which layers below the first moved tensor are run once for all points.
 
         Args:
-            model: that is asked.
+            model: the model.
             moved: the tensors that move, with their names.
-            points: P; the batch holds its rows so many times.
-            rows: of that batch, P times those of a point.
-            perturbed: the forward that carries the terms.
+            points: P, the number of points.
+            rows: number of rows in the batch, P times those of a point.
+            perturbed: the forward that applies the terms.
         """
         if points == 1:
             yield
@@ -75,7 +75,7 @@ class LayersBelow:
             yield
 
     def learn(self) -> None:
-        """Know from a check, whose losses were right, whether layers are shared: only if they were so there."""
+        """Record from a successful check whether layers were shared in it."""
         if self.on is None:
             self.on = self.shared > 0
 
@@ -113,10 +113,10 @@ class LayersBelow:
 
 @contextmanager
 def sharing_on_meta(model: nn.Module, moved: Collection[int], points: int) -> Iterator[None]:
-    """As `LayersBelow.sharing`, of a model without numbers: its rows cannot be compared, and count as alike.
+    """As `LayersBelow.sharing` for a model on the meta device, whose rows cannot be compared and count as equal.
 
     Args:
-        moved: `id` of the tensors that move.
+        moved: `id` of each tensor that moves.
     """
     tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
     above = points > 1 and not any(id(parameter) in moved for part in tables for parameter in part.parameters())
@@ -136,11 +136,11 @@ def _on_a_share(forward: Callable[..., Any], points: int, *args: Any, **kwargs: 
 
 
 class _Alike:
-    """Which tensors hold the same rows for each of P points, one point after another.
+    """Tracks which tensors hold the same rows for each of P points.
 
     Args:
         points: P.
-        rows: of the batch, those of all points.
+        rows: number of rows of all points.
     """
 
     def __init__(self, points: int, rows: int) -> None:
@@ -148,7 +148,7 @@ class _Alike:
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}  # with the version that was looked at
 
     def of_one_point(self, values: Sequence[Any]) -> list[Any] | None:
-        """What a layer is given, with the rows of the first point only; None where it cannot be had so."""
+        """The inputs of a layer with the rows of the first point only; None if they cannot be split."""
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
         if not tensors or tensors[0].dim() != 3 or not tensors[0].is_floating_point():
             return None
@@ -192,14 +192,14 @@ class _Alike:
         self._known[id(value)] = weakref.ref(value), value._version
 
     def repeat_first_(self, value: torch.Tensor) -> None:
-        """Give all points what the first one has."""
+        """Copy the values of the first point to all points."""
         if value.dim() and value.shape[0] % self._all_rows == 0:
             parts = self._of_each_point(value)
             parts[1:] = parts[:1]
             self._know(value)
 
     def of_all_points(self, leaves: Sequence[Any]) -> list[Any] | None:
-        """What a layer gave for one point, for all of them; None where rows do not stand first in it."""
+        """The outputs of a layer for one point, repeated for all; None if rows are not the first axis."""
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if not tensors or tensors[0].dim() != 3 or any(each.dim() < 3 for each in tensors):
             return None
@@ -218,7 +218,7 @@ class _Alike:
 
 
 def _layers_below(model: nn.Module, moved: Collection[int]) -> list[nn.Module]:
-    """The layers of each outermost list that come before its first one with a moved tensor."""
+    """The layers of each outermost module list before its first one with a moved tensor."""
     found: list[nn.Module] = []
     for child in model.children():
         if not isinstance(child, nn.ModuleList):

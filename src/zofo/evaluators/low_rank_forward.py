@@ -1,9 +1,10 @@
-"""A forward pass that carries low-rank terms: where a tensor is used, its terms are added to the activations.
+"""A forward pass with low-rank terms: where the model uses a tensor, the effect of its terms is added to the
+activations.
 
 For a matrix W with terms c_k left_k right_k.T / sqrt(rank), `x @ W.T` becomes `x @ W.T + ((x @ right) * c) @ left.T`,
-where c is that of the row of the batch. The weights are only read: for the time of the forward, the selected parameters
-are of a class whose operations torch hands to us. What has no such form is done with W + Delta itself, in a module that
-is run once for each point; no other module is touched.
+where c is the coefficient of each row of the batch. The weights are only read: during the forward, the selected
+parameters have a tensor class whose operations torch dispatches to us. Operations without such a form use W + Delta
+itself, in a module that is run once per point; no other module is changed.
 """
 
 from __future__ import annotations
@@ -44,25 +45,25 @@ _QUESTIONS |= {"get_device", "result_type", "can_cast", "hash", "repr", "require
 
 
 class PerturbedForward:
-    """While it is open, the model's operations on selected tensors carry the terms.
+    """Context in which the model's operations on selected tensors apply the terms.
 
-    For as long, the selected parameters are of a class whose operations torch passes on to us, and the modules that are
-    run once for each point have a forward that does so; no number is written.
+    The selected parameters get a tensor class whose operations torch dispatches to us, and the modules that run once
+    per point get another forward. No weight is written.
 
     Args:
         parameters: the selected parameters, each with the name of its tensor.
-        terms: what the rows carry.
-        layout: where the rows stand.
-        rows: of the batch.
-        per_point: the modules that are run once for each point, with their names.
-        around: is open while such a module runs on a block of rows.
+        terms: the terms of each row.
+        layout: where rows are in each tensor.
+        rows: number of rows in the batch.
+        per_point: the modules that are run once per point, with their names.
+        around: context in which such a module runs on a block of rows.
 
     Attributes:
-        answering: whether an operation of a selected tensor is being carried out.
-        met: whether one has been: from then on points differ.
+        answering: whether an operation on a selected tensor is being computed.
+        met: whether one has been computed, after which points differ.
 
     Raises:
-        EvaluatorError: (from the forward) an operation it has no answer for, naming the tensor.
+        EvaluatorError: (from the forward) an operation is not supported; the message names the tensor.
     """
 
     def __init__(
@@ -118,13 +119,13 @@ class PerturbedForward:
         self._replaced.close()
 
     def keep_rows(self, rows: Sequence[int] | None) -> None:
-        """From now on the batch holds these of its rows, with what they carry; None for all of them again."""
+        """Restrict the batch to some of its rows, with their terms; None restores all rows."""
         self._terms, self._rows = self._all
         if rows is not None:
             self._terms, self._rows = self._terms.of_rows(rows), len(rows)
 
     def _run(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A module that is run once for each point."""
+        """Run a module once per point."""
         if self._in_block or self._alike:
             return forward(*args, **kwargs)
         self.met = True
@@ -138,12 +139,12 @@ class PerturbedForward:
         return made
 
     def alike(self) -> AbstractContextManager[None]:
-        """While it is open, the model's rows are those of one point, and all points are the same."""
+        """Context in which the batch holds the rows of one point, since all points are equal."""
         return temporarily(self, _alike=True)
 
     @contextmanager
     def _block(self, block: Block) -> Iterator[None]:
-        """While it is open, all rows carry the terms of one block."""
+        """Context in which all rows have the terms of one block."""
         kept, self._terms, self._in_block = self._terms, block.terms, True
         try:
             with self._around(block):
@@ -152,7 +153,7 @@ class PerturbedForward:
             self._terms, self._in_block = kept, False
 
     def answer(self, func: Callable[..., Any], touched: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """The result of an operation in which `touched`, a selected tensor, takes part."""
+        """The result of an operation that uses `touched`, a selected tensor."""
         outer, self.answering = self.answering, True
         try:
             direct = None if self._in_block else self._answers.get(getattr(func, "__name__", ""))
@@ -196,7 +197,7 @@ class PerturbedForward:
     def _in_block_answer(
         self, answer: Callable[..., Any], func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """By terms where there is a way, and else with the moved tensors themselves."""
+        """The result by terms if possible, otherwise with the moved tensors themselves."""
         traced = torch.is_grad_enabled() or any(
             isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value) for value in args
         )
@@ -209,7 +210,7 @@ class PerturbedForward:
         return func(*tree_map(self._whole, args), **tree_map(self._whole, kwargs))
 
     def _whole(self, value: Any) -> Any:
-        """A selected tensor where all rows carry the same, as a plain one; anything else as it is."""
+        """A selected tensor as a plain one, moved by the terms that all rows share; other values unchanged."""
         if not is_carried(value):
             return value
         if isinstance(value, CarriedTransposed):
@@ -219,7 +220,7 @@ class PerturbedForward:
         return self._values(value)[0].view(value.shape).to(value.dtype)
 
     def _with_rows(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        """`x` with the rows of the batch first; as it is where they carry the same."""
+        """`x` with the rows of the batch first; unchanged if all rows have the same terms."""
         if self._terms.rows > 1:
             return self._layout.with_rows(x, name, self._rows)
         if not self._in_block:
@@ -316,7 +317,7 @@ class PerturbedForward:
         return self._plus(out, bias)
 
     def _elementwise(self, func: Callable[..., Any], operation: str, *args: Any, **kwargs: Any) -> Any:
-        """An operation that takes a vector entry by entry: with another tensor, with a number, or alone."""
+        """An element-wise operation on a vector: with another tensor, with a number, or alone."""
         places = [place for place, value in enumerate(args[:2]) if is_vector(value)]
         tensors = sum(isinstance(value, torch.Tensor) for value in args)
         if len(places) != 1 or any(map(is_matrix, args)):
@@ -351,7 +352,7 @@ class PerturbedForward:
         return NotImplemented
 
     def _values(self, vector: Any) -> torch.Tensor:
-        """The values of a vector: float32, [points, entries], or [rows, entries] where rows have terms of their own."""
+        """The values of a vector: float32, [points, entries], or [rows, entries] if rows have their own terms."""
         if isinstance(vector, CarriedVector):
             return vector.values_of_rows
         if self._terms not in self._vectors:

@@ -1,4 +1,4 @@
-"""The low-rank terms of the rows of one forward pass, as thin products beside the model's large ones."""
+"""The low-rank terms of the rows of one forward pass, computed as thin products beside the model's large ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SharedInputGroups = dict[tuple[str, bool], tuple[tuple[str, bool], ...]]
 
 
 class Block(NamedTuple):
-    """Rows `start` to `stop`, side by side, that carry the same terms; and these, as those of a single row."""
+    """Adjacent rows, `start` to `stop`, that have the same terms, and the terms of a single one of them."""
 
     start: int
     stop: int
@@ -35,7 +35,7 @@ def coefficients_of(
     everywhere: Displacement,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The coefficient of each key of a cache for each row at each point: [points, rows, keys]."""
+    """The coefficient of each cached key for each row at each point: [points, rows, keys]."""
     examples = int(row_examples.max()) + 1
     table = torch.stack([_table([_row(each, cache) for each in displacements(point)], examples) for point in points])
     table += _table([_row(everywhere, cache)], examples)
@@ -51,25 +51,25 @@ def _row(displacement: Displacement, cache: FactorCache) -> list[float]:
 
 
 def _table(rows: Sequence[Sequence[float]], examples: int) -> torch.Tensor:
-    """Rows of coefficients, or one for all examples: [examples, slots]."""
+    """Rows of coefficients: [examples, slots], or a single row for all examples."""
     return torch.tensor(rows, dtype=torch.float64).view(len(rows), -1).expand(examples, -1)
 
 
 class LowRankTerms:
-    """What the rows of one forward pass carry.
+    """The terms of the rows of one forward pass.
 
-    Where the rows have many keys and each only a few of them, the rows of a point are cut into blocks, each of which is
-    multiplied by the factors of its own keys; otherwise all rows are one block.
+    If there are many keys and each row has only a few of them, the rows of a point are split into blocks, each
+    multiplied by the factors of its own keys. Otherwise all rows are one block.
 
     Args:
         cache: the factors of K keys.
-        coefficients: of these keys for each row, float32 or float64, [P, R, K]; the P R rows of the batch are those of
-            one point after another.
-        siblings: which matrices the model multiplies by one and the same x; found out during the first forward.
-        wary: keep a copy of x, to find out whether the model changes it in a way that torch does not count.
+        coefficients: coefficients of these keys for each row, float32 or float64, [P, R, K]; the batch has P R rows,
+            point by point.
+        siblings: which matrices the model multiplies by the same x; learned during the first forward.
+        wary: keep a copy of x, to notice if the model changes it in a way that torch's version counter does not see.
 
     Attributes:
-        rows: of the batch; 1 where all of them carry the same, so that it does not matter which is where.
+        rows: number of rows; 1 if all rows have the same terms, so that their order does not matter.
     """
 
     def __init__(
@@ -108,10 +108,7 @@ class LowRankTerms:
         self._ahead: dict[tuple[str, bool], torch.Tensor] = {}  # products of the same x
 
     def blocks(self) -> list[Block]:
-        """The rows of the batch, in blocks that carry the same terms: those of a point, where it is one for all rows.
-
-        They are made once.
-        """
+        """The rows of the batch in blocks with the same terms: the rows of a point, if they share them. Cached."""
         if not self._parts:
             points, rows, _ = self._coefficients.shape
             flat = self._coefficients.flatten(0, 1)
@@ -124,17 +121,17 @@ class LowRankTerms:
         return self._parts
 
     def of_rows(self, rows: Sequence[int]) -> LowRankTerms:
-        """Those of some rows of the batch, in their order."""
+        """The terms of some rows of the batch, in their order."""
         coefficients = self._coefficients.flatten(0, 1)[list(rows)].unsqueeze(0)
         return LowRankTerms(self._cache, coefficients, self._siblings, self._wary)
 
     def displacement(self) -> Displacement:
-        """What all rows carry, where they carry the same."""
+        """The displacement of all rows, if they have the same terms."""
         row = self._coefficients[0, 0].tolist()
         return Displacement({key: row[slot] for key, slot in self._cache.slots.items() if row[slot]})
 
     def moved(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
-        """`tensor + Delta` where all rows carry the same: a copy of a matrix, in its number type."""
+        """`tensor + Delta`, if all rows have the same terms: a copy, in the tensor's dtype."""
         if self.rows != 1:
             raise ValueError(f"{name!r} is moved for rows that carry different terms")
         relative = self._relative.view(-1, self._cache.layout.noise.rank)
@@ -150,16 +147,15 @@ class LowRankTerms:
     def matmul(self, x: torch.Tensor, weight: torch.Tensor, name: str, transposed: bool) -> torch.Tensor:
         """`x @ (W + Delta).T`, or `x @ (W + Delta)` if `transposed`, with each row's Delta: [T, outputs].
 
-        The thin products are made once for all matrices that the same x is multiplied by, while it is in the cache; and
-        before the model's own: that is summed onto them as it is made, and they onto it would be one more pass. Where x
-        is thin itself, all is one product.
+        The first thin product is computed once for all matrices that multiply the same x, while x is in the cache. It
+        comes before the model's own product, which can then accumulate onto it without another pass. If x itself is
+        thin, everything is one product.
 
         Args:
-            x: [..., inputs], the rows of the batch first; T positions in all.
-            weight: W, in the number type of x.
-            name: of the matrix.
-            transposed: whether the model multiplies by W instead of W.T.
-        """
+            x: [..., inputs], with the rows of the batch first; T positions in all.
+            weight: W, in the dtype of x.
+            name: name of the matrix.
+            transposed: whether the model multiplies by W instead of W.T."""
         thin, side = self._thin(x, name, transposed), 1 if transposed else 0
         flat, plain = x.reshape(-1, x.shape[-1]), weight if transposed else weight.T
         if self._joins(flat, plain):
@@ -169,15 +165,15 @@ class LowRankTerms:
     def add_matmul_(
         self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, name: str, transposed: bool, alpha: float
     ) -> torch.Tensor:
-        """`out += alpha * matmul(x, ...)`, without another tensor of that size.
+        """`out += alpha * matmul(x, ...)`, without a temporary of that size.
 
         Args:
             out: [T, outputs], contiguous.
             x: [T, inputs].
-            weight: W, in the number type of both.
-            name: of the matrix.
+            weight: W, in the dtype of both.
+            name: name of the matrix.
             transposed: whether the model multiplies by W instead of W.T.
-            alpha: of the product.
+            alpha: factor of the product.
         """
         thin, side = self._thin(x, name, transposed), 1 if transposed else 0
         plain = weight if transposed else weight.T
@@ -191,18 +187,18 @@ class LowRankTerms:
         return out.addmm_(x, plain, alpha=alpha)
 
     def _joins(self, x: torch.Tensor, plain: torch.Tensor) -> bool:
-        """Whether x is so thin beside the outputs that its product and that of its terms are one."""
+        """Whether x is so thin compared with the outputs that one product for W and its terms is faster."""
         thin = x.shape[1] <= min(NARROW, plain.shape[1] // 4)
         return thin and self._index is None and x.dtype is not torch.float16
 
     def _side_by_side(
         self, x: torch.Tensor, plain: torch.Tensor, thin: torch.Tensor, name: str, side: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What both products are made of: [T, inputs + columns] and [inputs + columns, outputs]."""
+        """The two factors of that product: [T, inputs + columns] and [inputs + columns, outputs]."""
         return torch.cat([x, thin], 1), torch.cat([plain, self._factor(name, side, x.dtype)])
 
     def _thin(self, x: torch.Tensor, name: str, transposed: bool) -> torch.Tensor:
-        """x times the first factor of a matrix, and times each row's coefficients: [T, columns]."""
+        """x times the first factor of a matrix, times the coefficients of each row: [T, columns]."""
         matrix = name, transposed
         version = None if x.is_inference() else x._version  # an inference tensor does not tell whether it was changed
         again = self._x is not None and self._x[0] is x and self._x[1] == version is not None
@@ -227,7 +223,7 @@ class LowRankTerms:
         self._copy = self._copy if again else x.detach().clone()
 
     def delta_embedding(self, ids: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """`Delta[ids]` with the Delta that each row carries: [T, columns]; ids [T], the rows of the batch first."""
+        """`Delta[ids]` with the Delta of each row: [T, columns]; ids [T], with the rows of the batch first."""
         left = self._cache.matrix(name)[0]
         if self._index is None:
             thin = left[:, ids].transpose(0, 1).flatten(1).to(dtype)
@@ -238,9 +234,8 @@ class LowRankTerms:
 
     @torch.no_grad()
     def vectors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Each selected tensor with one axis or none, at each point: [P, entries], in the coefficients' number type; or
-        at each row.
-        """
+        """Each selected tensor with fewer than two axes at each point, [P, entries], or each row; in the coefficients'
+        dtype."""
         numbers, places = self._cache.layout.vectors(self._cache.numbers)
         numbers = numbers.to(self._of_vectors.dtype)
         order = sorted(tensors, key=lambda name: places[name].start)
@@ -257,7 +252,7 @@ class LowRankTerms:
     def _down_project(
         self, x: torch.Tensor, matrices: Sequence[tuple[str, bool]]
     ) -> dict[tuple[str, bool], torch.Tensor]:
-        """x times the first factor of each matrix, and times its coefficients: [T, columns]; x [T, inputs]."""
+        """x times the first factor of each matrix, times its coefficients: [T, columns]; x [T, inputs]."""
         factors = [self._factor(name, 0 if transposed else 1, x.dtype) for name, transposed in matrices]
         into = factors[0] if len(factors) == 1 else torch.cat(factors, -2)
         thin = x @ into.mT if self._index is None else (x.view(self._blocks, -1, x.shape[1]) @ into.mT).flatten(0, 1)
@@ -265,7 +260,7 @@ class LowRankTerms:
         return dict(zip(matrices, parts, strict=True))
 
     def _weighted_(self, thin: torch.Tensor, times: int = 1) -> torch.Tensor:
-        """Each row's columns times its coefficients, in place; `times` over, side by side."""
+        """Multiply each row's columns by its coefficients, in place; `times` copies side by side."""
         coefficients = self._relative if thin.dtype is torch.float16 else self._absolute
         thin.view(self.rows, -1, times, coefficients.shape[-1]).mul_(coefficients)
         return thin
@@ -282,7 +277,8 @@ class LowRankTerms:
         return torch.baddbmm(out, thin, onto, beta=0, alpha=alpha, out=out).flatten(0, 1)
 
     def _factor(self, name: str, side: int, dtype: torch.dtype) -> torch.Tensor:
-        """left (side 0) or right (1) of a matrix as `FactorCache.factor` gives it, or one such for each block."""
+        """left (side 0) or right (1) of a matrix as `FactorCache.factor` returns it; one per block if there are
+        several."""
         if self._index is None:
             return self._cache.factor(name, side, dtype)
         factor = self._cache.matrix(name)[side]
@@ -291,16 +287,16 @@ class LowRankTerms:
 
 
 def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether tensors hold the same numbers; what is no number equals itself."""
+    """Whether tensors hold the same values; nan equals nan."""
     return torch.equal(first, second) or torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 def _rows_of_a_block(held: torch.Tensor, rank: int) -> int:
-    """How many rows are multiplied together.
+    """The number of rows per block.
 
     Args:
-        held: which keys a row has, [P, R, K].
-        rank: columns a key.
+        held: which keys each row has, [P, R, K].
+        rank: columns per key.
     """
     rows = held.shape[1]
     sizes = [size for size in range(rows, 0, -1) if rows % size == 0]

@@ -30,11 +30,11 @@ _SAME, _SAME_HALF = 1e-4, 1e-2  # relative to the mean loss; kernels that add in
 def check_by_itself(
     model: nn.Module, objective: Objective, batch: Any, parameters: Sequence[tuple[str, nn.Parameter]]
 ) -> None:
-    """Run a model twice as it is, without a trace.
+    """Run an unperturbed model twice, without side effects.
 
     Raises:
-        EvaluatorError: it cannot be run, writes into a selected tensor, keeps what it made of one, or gives other
-            losses each time.
+        EvaluatorError: it does not run, writes into a selected tensor, caches a value derived from one, or is not
+            deterministic.
     """
     losses: list[torch.Tensor] = []
     name, mend = type(model).__name__, "run objective(model, batch) by itself, and mend what it says"
@@ -53,7 +53,7 @@ def check_by_itself(
 
 @torch.no_grad()
 def rows_are_independent(model: nn.Module, objective: Objective, batch: Any, dtypes: frozenset[torch.dtype]) -> bool:
-    """Whether each example of a small batch has the loss that it has alone, up to rounding; it leaves no trace."""
+    """Whether each example of a small batch has the same loss as alone, up to rounding. Without side effects."""
     size = batches.size(batch)
     parts = [batches.part(batch, each, each + 1) for each in range(size)]
     with without_trace(model):
@@ -65,7 +65,7 @@ def rows_are_independent(model: nn.Module, objective: Objective, batch: Any, dty
 
 @contextmanager
 def explaining(what: str, hint: str = IN_PLACE) -> Iterator[None]:
-    """While it is open, whatever the model raises is said in one message, behind `what`."""
+    """Context that turns any error of the model into one message that begins with `what`."""
     try:
         yield
     except (ZofoError, MemoryError):
@@ -77,7 +77,7 @@ def explaining(what: str, hint: str = IN_PLACE) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line: its last one where its text is a traceback."""
+    """The message of an error in one line; the last line if its text is a traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     traced = any(line.startswith("Traceback") for line in lines) and not lines[-1].endswith(":")
     said = (lines[-1] if traced else lines[0])[:200] if lines else ""
@@ -87,10 +87,10 @@ def reason(error: BaseException) -> str:
 def selected_parameters(
     model: nn.Module, backbone: Backbone, but: Collection[str] = ()
 ) -> list[tuple[nn.Parameter, str]]:
-    """Every parameter that stands for a selected tensor, with the name of the tensor; tied ones share a name.
+    """Every parameter that is a selected tensor, with the tensor's name; tied parameters share a name.
 
     Raises:
-        Uncarried: one that no forward can carry.
+        Uncarried: terms cannot be applied to one of them.
     """
 
     def place(tensor: torch.Tensor) -> tuple[object, ...]:
@@ -111,7 +111,7 @@ def selected_parameters(
 
 
 def one_of_each_kind(backbone: Backbone) -> frozenset[str]:
-    """The names of selected tensors, one of those whose names differ in numbers only; none that is very large."""
+    """One selected tensor for each set of names that differ in numbers only; none that is very large."""
     kinds: dict[str, str] = {}
     for name, tensor in backbone.tensors.items():
         if tensor.numel() <= _LARGE:
@@ -121,7 +121,7 @@ def one_of_each_kind(backbone: Backbone) -> frozenset[str]:
 
 @contextmanager
 def displaced(backbone: Backbone, names: Collection[str], point: Displacement) -> Iterator[None]:
-    """While it is open, some tensors of theta stand at a point; they get back their bits, of which a copy is held."""
+    """Context in which some tensors of theta are moved to a point; their bits are restored from a copy."""
     directions, tensors = backbone.directions(point), backbone.tensors
     kept = {name: tensors[name].clone() for name in names}
     try:
@@ -139,12 +139,12 @@ def displaced(backbone: Backbone, names: Collection[str], point: Displacement) -
 
 
 def number_types(model: nn.Module) -> frozenset[torch.dtype]:
-    """What a model computes in: the number types of its weights, whether they move or not."""
+    """The dtypes of all weights of a model, whether they move or not."""
     return frozenset(tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
 
 
 def agreement(uses: Sequence[Use], dtypes: frozenset[torch.dtype]) -> float:
-    """The largest difference of two losses, relative to their mean, that counts as rounding."""
+    """The largest relative difference of two losses that counts as rounding."""
     if any(use.coarse for use in uses) or dtypes & {torch.float16, torch.bfloat16}:
         return _AGREES_HALF
     if torch.get_float32_matmul_precision() != "highest":

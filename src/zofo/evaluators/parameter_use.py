@@ -1,4 +1,4 @@
-"""Looking on while a model runs: which tensors it reads and writes, and leaving no trace of having run it."""
+"""Observe which parameters a model reads and writes while it runs, without side effects."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Told = Callable[[str, str, bool], None]
 
 
 class ParameterTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is open, every operation on the memory of a module's parameters is told of, however it is reached.
+    """Context that reports every operation on the memory of a module's parameters, however it is reached.
 
-    What is written is given back its numbers at the end. It costs time with every operation.
+    Parameters that were written are restored at the end. It slows down every operation.
 
     Attributes:
-        chooses: whether numbers decide which operations follow.
+        chooses: whether values decide which operations follow.
     """
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], tell: Told) -> None:
@@ -79,7 +79,7 @@ class ParameterTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @functools.cache
 def _known(operation: Any) -> tuple[bool, Sequence[tuple[int, str]]]:
-    """Whether what follows an operation is up to numbers; and places and names of the arguments that it writes into."""
+    """Whether the values of its result can decide which operations follow; and the arguments it writes into."""
     schema = operation._schema
     written = [one.alias_info is not None and one.alias_info.is_write for one in schema.arguments]
     places = [(place, one.name) for place, one in enumerate(schema.arguments) if written[place]]
@@ -87,7 +87,7 @@ def _known(operation: Any) -> tuple[bool, Sequence[tuple[int, str]]]:
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """The tensors among arguments of an operation, and in lists of them."""
+    """The tensors among the arguments of an operation, including those in lists."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
@@ -96,7 +96,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """While it is open, compiled models run as they were written: what was compiled has no place for the terms."""
+    """Context in which compiled models run as eager ones: compiled code has no place for the terms."""
     if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -105,7 +105,7 @@ def uncompiled() -> AbstractContextManager[Any]:
 
 @contextmanager
 def without_trace(model: nn.Module) -> Iterator[None]:
-    """When it closes, buffers, attributes and modes of a model's modules, and generators, are as they were."""
+    """Context that restores buffers, attributes and modes of a model's modules, and generators, when it exits."""
     modules = list(model.modules())
     attributes = [(part, dict(vars(part)), dict(part._buffers)) for part in modules]
     tensors = [
@@ -140,12 +140,12 @@ def without_trace(model: nn.Module) -> Iterator[None]:
 
 
 class ObservedUse:
-    """What a model did with its parameters, by name.
+    """How a model used its parameters, by name.
 
     Attributes:
-        read: what an operation had to do with.
-        written: what it wrote into, each with the operation.
-        chooses: whether numbers decide which operations follow.
+        read: parameters that an operation used.
+        written: parameters that an operation wrote into, with the operation.
+        chooses: whether values decide which operations follow.
     """
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class ObservedUse:
         self.chooses = False
 
     def tell(self, name: str, operation: str, written: bool) -> None:
-        """As `ParameterTracker` tells."""
+        """Record one operation; called by `ParameterTracker`."""
         self.read.add(name)
         if written:
             self.written.setdefault(name, operation)
@@ -163,7 +163,7 @@ class ObservedUse:
 def observe(
     model: nn.Module, run: Callable[[], Any], parameters: Sequence[tuple[str, nn.Parameter]], times: int = 1
 ) -> list[ObservedUse]:
-    """Run a model, without a trace, and see what it does with its parameters each time."""
+    """Run a model several times, without side effects, and record how each run uses its parameters."""
     looks = []
     with without_trace(model), torch.no_grad(), uncompiled():
         for _ in range(times):
@@ -180,7 +180,7 @@ def observe(
 
 
 def unused_by(model: nn.Module, run: Callable[[], Any]) -> frozenset[str]:
-    """The names of parameters that no forward uses, as far as one of them tells; none where it fails."""
+    """Names of parameters that no forward uses, judging by one forward; none if it fails."""
     try:
         (looked,) = observe(model, run, list(model.named_parameters(remove_duplicate=False)))
     except Exception:  # noqa: BLE001  # it fails in as many ways as there are models, and a check says how
@@ -189,10 +189,10 @@ def unused_by(model: nn.Module, run: Callable[[], Any]) -> frozenset[str]:
 
 
 def unused(model: nn.Module, looked: ObservedUse) -> frozenset[str]:
-    """The names of parameters that no forward uses, by what one of them did.
+    """Names of parameters that no forward uses, judging by one observed forward.
 
-    Among modules that are made alike and stand side by side, such as experts or layers, those that a forward left out
-    are used by others: where they stand in a list or a dictionary, or where numbers decide what the model does.
+    Of similar modules side by side, such as experts or layers, those that one forward does not use may be used by
+    another one: if they are in a list or a dictionary, or if values decide what the model does.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     spared: set[str] = set()
@@ -220,10 +220,10 @@ def _joined(start: str, child: str, rest: str) -> str:
 
 
 def check_same_use(looked: ObservedUse, again: ObservedUse, selected: Iterable[str]) -> None:
-    """Refuse a model that writes selected tensors itself, or keeps what it made of them.
+    """Refuse a model that writes selected tensors itself, or caches values derived from them.
 
     Raises:
-        EvaluatorError: names the tensor.
+        EvaluatorError: it does; the message names the tensor.
     """
     for name in selected:
         if name in looked.written:

@@ -1,8 +1,8 @@
-"""Modules that are run once for each point, on the rows of that point, because their rows cannot share an operation.
+"""Modules that are run once per point, on the rows of that point, because several points cannot share their operations.
 
-Experts sort the tokens of a batch, a scan or a convolution mixes a weight with all positions, a weight is read by its
-index: which row is where in what such code computes cannot be known. But among rows of one point nothing needs to be
-known, since all of them carry the same term: the weight itself is moved, W + Delta, for the time of the operation.
+Experts sort the tokens of a batch, a scan or a convolution mixes a weight with all positions, and a weight may be read
+by index: in such code it is unknown which row is where. With the rows of a single point that does not matter, since
+they all have the same term: the weight itself is moved, W + Delta, during the operation.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from zofo.evaluators.row_layout import Kind, Layout, no_rows
 
 
 class PerPointModules:
-    """Which modules of a model are run once for each point; a check finds them out.
+    """The modules of a model that are run once per point; a check finds them.
 
     Attributes:
-        names: of these modules.
+        names: names of these modules.
     """
 
     def __init__(self) -> None:
@@ -36,19 +36,20 @@ class PerPointModules:
         self._running: list[str] = []
 
     def modules(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
-        """These modules, each with its name."""
+        """These modules with their names."""
         return [(name, model.get_submodule(name)) for name in self.names]
 
     @property
     def running(self) -> str | None:
-        """The innermost module that runs, or was running when the model raised, as far as `watching` saw it; of those
-        inside a module that is run for each point, that one. None where no module runs."""
+        """The innermost module that runs, or was running when the model raised, as far as `watching` saw it.
+
+        Inside a module that is run once per point, that module. None if no module runs."""
         innermost = self._running[-1] if self._running else None
         return next((name for name in self._running if name in self.names), innermost)
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """While it is open, it is known which module runs."""
+        """Context that tracks which module runs."""
         self._running.clear()
 
         def start(name: str, *_: object) -> None:
@@ -68,9 +69,8 @@ class PerPointModules:
             yield
 
     def widen(self, model: nn.Module, place: str | None) -> bool:
-        """Run the module at `place`, and those made alike, once for each point; or the one that holds it, if that is
-        done already. Whether there was one.
-        """
+        """Run the module at `place`, and similar ones, once per point; or the enclosing one, if it already is. Returns
+        whether there was one."""
         modules = dict(model.named_modules())
         while place is not None and (place in self._found or not runs(modules[place])):
             place = place.rpartition(".")[0] if place else None
@@ -84,7 +84,7 @@ class PerPointModules:
         return True
 
     def restore(self, names: Iterable[str]) -> None:
-        """Run these modules once for each point, and no others, as a run did that goes on."""
+        """Run exactly these modules once per point, as a resumed run did before."""
         self.names = tuple(names)
         self._found = set(self.names)
 
@@ -100,7 +100,7 @@ def runs(module: nn.Module) -> bool:
 
 @contextmanager
 def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """While it is open, modules have other forwards."""
+    """Context in which modules have other forwards."""
     own: list[tuple[nn.Module, Any]] = []
     try:
         for module, forward in forwards:
@@ -126,19 +126,19 @@ def run_for_each(
     layout: Layout,
     name: str,
 ) -> Any:
-    """What a module gives for all rows, from one call for each block of rows that carry the same.
+    """The output of a module for all rows, from one call for each block of rows with the same terms.
 
     Args:
         call: the module's forward.
-        at: a context in which a block's rows are asked.
-        blocks: of rows.
-        given: the arguments and keyword arguments of the call, the rows of the batch first in their tensors.
-        layout: where these stand.
-        name: of the module.
+        at: context in which the rows of a block are run.
+        blocks: blocks of rows.
+        given: the arguments and keyword arguments of the call, with the rows of the batch first in their tensors.
+        layout: where rows are in these.
+        name: name of the module.
 
     Raises:
-        EvaluatorError: rows do not stand first in what it is given, or in what it gives; or it is given a cache, which
-            the calls would share.
+        EvaluatorError: rows are not the first axis of an input or output; or an input is a cache, which the calls would
+            share.
     """
     rows = blocks[-1].stop
     if any("cache" in type(value).__name__.lower() for value in (*given[0], *given[1].values())):
@@ -170,21 +170,21 @@ def run_for_each(
 
 
 def note_input(layout: Layout, given: Any, name: str, rows: int) -> None:
-    """Tell a check what a module is given."""
+    """Record the inputs of a module for a check."""
     for place, value in enumerate(tree_flatten(given)[0]):
         if _counts(value):
             layout.see(value, _of(name, place), rows, of_module=True)
 
 
 def note_output(layout: Layout, made: Any, name: str, rows: int) -> None:
-    """Tell a check what a module gives."""
+    """Record the outputs of a module for a check."""
     for place, value in enumerate(tree_flatten(made)[0] if name else []):  # what the model itself gives, losses show
         if _counts(value):
             layout.see(value, _of(name, -1 - place), rows, of_module=True)
 
 
 def _of(name: str, place: int) -> str:
-    """What a module is given in one place; of what it gives, the places are negative."""
+    """The name of one input of a module; outputs have negative places."""
     return f"{name or 'the model'}({place})"
 
 
@@ -195,7 +195,7 @@ def _counts(value: Any) -> bool:
 
 
 def _part(value: Any, kind: Kind | None, block: Block, number: int, rows: int, blocks: int) -> Any:
-    """What one block is given of an argument."""
+    """The part of an argument that belongs to one block."""
     if isinstance(value, torch.Tensor) and hasattr(value, "values_of_rows"):  # a vector that moves
         own = value.values_of_rows[number if len(value.values_of_rows) == blocks else block.start]
         return own.view(value.shape).to(value.dtype)
@@ -206,8 +206,9 @@ def _part(value: Any, kind: Kind | None, block: Block, number: int, rows: int, b
 
 
 def _joined(parts: Sequence[Any], blocks: Sequence[Block]) -> Any:
-    """What all blocks gave in one place, the rows first. A tensor that does not hold them has no numbers: what looks at
-    it fails.
+    """The outputs of all blocks in one place, with the rows first.
+
+    A tensor without rows gets no values, so that any use of it fails.
     """
     if not isinstance(parts[0], torch.Tensor):
         return parts[0]

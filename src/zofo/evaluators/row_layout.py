@@ -1,7 +1,7 @@
-"""Where the rows of a batch stand in the tensors that meet selected ones: found out by a check, asserted ever after.
+"""Where the rows of a batch are in the tensors used with selected ones: learned by a check, verified from then on.
 
-A first axis that is a multiple of the rows may hold them, or the positions of a table that all rows share, in as many
-positions as there happen to be rows. What tells is how it grows: with as many rows, or not at all.
+A first axis that is a multiple of the number of rows may hold the rows, or a table of positions that all rows share and
+that happens to be as long. How it grows tells: with the number of rows, or not at all.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _COARSE = (torch.float16, torch.bfloat16)
 
 
 class NotSeen(EvaluatorError):
-    """A tensor meets rows in a form that no check has seen.
+    """A tensor has rows in a form that no check has seen.
 
     Attributes:
-        owner: the name of the module that has the tensor, or was given it.
+        owner: name of the module that has the tensor, or got it as an input.
     """
 
     owner: str = ""
 
 
 class RowsElsewhere(EvaluatorError):
-    """Rows do not stand where they should.
+    """Rows are not where they should be.
 
     Attributes:
-        place: the name of the module that was running.
+        place: name of the module that was running.
     """
 
     place: str | None = None
@@ -45,19 +45,20 @@ class RowsElsewhere(EvaluatorError):
 
 @dataclass(frozen=True)
 class Use:
-    """A tensor that met a selected one, while a check looks on.
+    """A tensor that was used with a selected one during a check.
 
     Args:
-        name: of the selected tensor.
-        rows: of the batch.
-        shape: of what it met.
-        numbers: of each row: a sum of its entries, weighted so that their order matters, and their length,
-            [rows, 2]; None where the first axis does not hold the rows. No tensor, which would stay between large ones
-            that are freed, so that their memory could not be used again.
+        name: name of the selected tensor.
+        rows: number of rows in the batch.
+        shape: shape of the tensor.
+        numbers: a checksum of each row, [rows, 2]: a weighted sum of its entries, so that their order matters, and
+            their length; None if the first axis does not hold the rows. Not a tensor, which would fragment memory
+            between large freed ones.
         coarse: whether it is multiplied in half precision.
-        whole: whether it has no rows; its numbers are those of all of it.
-        place: the name of the module that was running.
-        of_module: whether a module was given it, or gave it, and may be so in one forward only, as an empty mask is.
+        whole: whether it has no rows; its checksum is that of the whole tensor.
+        place: name of the module that was running.
+        of_module: whether it is an input or output of a module. Such a tensor may occur in one forward only, as an
+            empty mask does.
     """
 
     name: str
@@ -71,12 +72,12 @@ class Use:
 
 
 class Layout:
-    """Where the rows of a batch stand in what each tensor meets, by its name and number of axes.
+    """Where the rows of a batch are in each tensor, by the tensor's name and number of axes.
 
     Attributes:
-        uses: while a check looks on, what it sees; else None.
-        alone: what a forward of fewer rows saw, while a check looks on: what is of the same shape there has no rows.
-        place: while a check looks on, says which module is running.
+        uses: what a check has recorded; None outside a check.
+        alone: during a check, what a forward of fewer rows recorded: a tensor of the same shape there has no rows.
+        place: during a check, returns the name of the running module.
     """
 
     def __init__(self) -> None:
@@ -84,23 +85,24 @@ class Layout:
         self.forget()
 
     def look_away(self) -> None:
-        """No check looks on."""
+        """End a check."""
         self.uses: list[Use] | None = None
         self.alone: Sequence[Use] = ()
         self.place: Callable[[], str | None] = lambda: None
 
     def forget(self) -> None:
-        """Know nothing of where rows stand."""
+        """Forget where rows are."""
         self._known: dict[tuple[str, int], dict[Kind, int]] = {}  # with the group of those that have as many positions
         self._groups: dict[tuple[int, int], int] = {}
         self._positions: dict[int, int] = {}  # of a group, in this call of the model
 
     def new_call(self, *_: object) -> None:
-        """The model is called again, and rows may have another length."""
+        """The model is about to be called again, possibly with rows of another length."""
         self._positions.clear()
 
     def with_rows(self, x: torch.Tensor, name: str, rows: int) -> torch.Tensor:
-        """`x` with the rows of the batch along its first axis; what all rows share, such as positions, is expanded.
+        """`x` with the rows of the batch along its first axis. Tensors that all rows share, such as positions, are
+        expanded.
 
         Raises:
             EvaluatorError: the first axis does not hold the rows.
@@ -114,7 +116,7 @@ class Layout:
         return x.expand(rows, *x.shape[1:]) if kind == "shared" else x
 
     def kind(self, x: torch.Tensor, name: str, rows: int, of_module: bool = False) -> Kind:
-        """Where the rows stand in x.
+        """Where the rows are in x.
 
         Raises:
             EvaluatorError: the first axis does not hold the rows.
@@ -130,7 +132,7 @@ class Layout:
         return kind
 
     def see(self, x: torch.Tensor, name: str, rows: int, whole: bool = False, of_module: bool = False) -> None:
-        """Note what a tensor is, if a check looks on."""
+        """Record a tensor during a check."""
         if self.uses is not None:
             self.uses.append(_use(x, name, rows, whole, self.place(), of_module))
 
@@ -160,16 +162,16 @@ class Layout:
                 raise _not_seen(name, x.shape, rows)
 
     def compare(self, together: Sequence[Use], alone: Sequence[Use], rows: Sequence[int], tolerance: float) -> None:
-        """Find out whether rows stand in the same places, and hold the same, in a forward of many as in one of a few.
+        """Check that rows are in the same places, with the same values, in a forward of many rows and in one of a few.
 
         Args:
-            together: what the one of many saw.
-            alone: what the other saw.
-            rows: of the first, which are those of the second.
+            together: records of the forward of many rows.
+            alone: records of the forward of a few rows.
+            rows: the rows of the first that the second consists of.
             tolerance: relative to the length of a row.
 
         Raises:
-            EvaluatorError: they do not; names the tensor.
+            EvaluatorError: they differ; the message names the tensor.
         """
         together, alone = _in_both(together, alone), _in_both(alone, together)
         for many, few in zip(together, alone, strict=False):
@@ -200,10 +202,10 @@ class Layout:
             )
 
     def learn(self, uses: Sequence[Use]) -> None:
-        """Know what a forward of several rows saw, and that it is right.
+        """Remember what a successful forward of several rows recorded.
 
         Raises:
-            EvaluatorError: a tensor meets what has rows and what has none.
+            EvaluatorError: a tensor is used with and without rows.
         """
         positions: dict[tuple[str, int], set[int]] = {}
         for use in uses:
@@ -225,7 +227,7 @@ class Layout:
 
 
 def _in_both(uses: Sequence[Use], others: Sequence[Use]) -> list[Use]:
-    """Without what modules were given in one forward only."""
+    """The records without inputs and outputs of modules that occur in one forward only."""
     names = {use.name for use in others}
     return [use for use in uses if not use.of_module or use.name in names]
 
@@ -248,7 +250,7 @@ def _weights(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tenso
 
 
 def _grows(many: Use, few: Use) -> bool:
-    """Whether the first axis grows with the rows, or is one for all of them, and nothing else does."""
+    """Whether the first axis grows with the number of rows, or is one for all of them, and nothing else changes."""
     if many.shape[1:] != few.shape[1:] or not many.shape:
         return False
     return many.shape[0] == few.shape[0] == 1 or many.shape[0] * few.rows == few.shape[0] * many.rows
@@ -270,7 +272,7 @@ def _about_rows(name: str, shape: Sequence[int], rows: int) -> tuple[str, str]:
 
 
 def no_rows(name: str, shape: Sequence[int], rows: int, place: str | None = None) -> EvaluatorError:
-    """What to say of a tensor whose first axis does not hold the rows."""
+    """The message for a tensor whose first axis does not hold the rows."""
     return _elsewhere(place, *_about_rows(name, shape, rows))
 
 

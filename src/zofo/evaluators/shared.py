@@ -1,7 +1,7 @@
-"""An evaluator among several processes: each asks for the losses of its own examples, and all get the losses of all.
+"""An evaluator over several processes: each computes the losses of its own examples, and all get the losses of all.
 
-Only losses are exchanged: a number for each example at each point. Whatever is made of them is the same in every
-process, to the bit, as are the updates.
+Only losses are exchanged: one number per example and point. Everything computed from them, including updates, is
+bit-identical in every process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zofo.tasks import batches
 
 
 class _AmongProcesses(Evaluator):
-    """What both ways have in common: one probe of another evaluator, whose losses become those of all processes."""
+    """Base class: one probe of another evaluator, whose losses become those of all processes."""
 
     def __init__(self, inner: Evaluator, model: nn.Module, processes: Processes) -> None:
         self._inner, self._model, self._processes = inner, model, processes
@@ -51,13 +51,13 @@ class _AmongProcesses(Evaluator):
     def _own(
         self, asks: Sequence[LossRequest], points: Sequence[Point]
     ) -> tuple[Sequence[LossRequest], Sequence[Point]]:
-        """What this process asks for, and where."""
+        """The asks and points of this process."""
 
     @abstractmethod
     def _of_all(
         self, asks: Sequence[LossRequest], points: int, own: torch.Tensor | None, failure: Exception | None
     ) -> torch.Tensor:
-        """The losses of all processes, [points, examples]; raises the failure, if there is one."""
+        """The losses of all processes, [points, examples]; raises if one of them failed."""
 
     def check(self, asks: Sequence[LossRequest]) -> None:
         self._inner.check(asks)
@@ -71,12 +71,12 @@ class _AmongProcesses(Evaluator):
 
 
 class SharedExamples(_AmongProcesses):
-    """Shares out the examples of each batch, which all processes have.
+    """Splits each batch, which every process has in full, among the processes.
 
-    Queries are counted of all processes, forwards of this one.
+    Counts the queries of all processes, and the forwards of this one.
 
     Raises:
-        EvaluatorError: when it is checked, a model whose losses depend on which examples share a batch.
+        EvaluatorError: (from `check`) the losses depend on which examples share a batch.
     """
 
     def _own(
@@ -99,7 +99,7 @@ class SharedExamples(_AmongProcesses):
         return own, joined
 
     def _asked_for(self, size: int) -> tuple[int, int]:
-        """The share of this process, or an example whose losses are not used where it has none."""
+        """The share of this process; if it is empty, an example whose losses are ignored."""
         start, stop = self._processes.share(size)
         return (start, stop) if start < stop else (min(start, size - 1), min(start, size - 1) + 1)
 
@@ -136,7 +136,7 @@ class SharedExamples(_AmongProcesses):
 
 
 def _aside(objective: Objective) -> Objective:
-    """An objective of examples whose losses are not used, and are no part of the means of rewards."""
+    """An objective whose losses are ignored, and do not enter the means of rewards."""
 
     def asked(model: nn.Module, batch: Any) -> torch.Tensor:
         with aside():
@@ -146,10 +146,10 @@ def _aside(objective: Objective) -> Objective:
 
 
 class OwnExamples(_AmongProcesses):
-    """Every process brings examples of its own, as a data loader has shared them out.
+    """Every process brings its own examples, as a data loader has distributed them.
 
     Raises:
-        EvaluatorError: examples with directions of their own, which would need to be numbered over all processes.
+        EvaluatorError: examples have their own directions, which would have to be numbered across processes.
     """
 
     def _own(

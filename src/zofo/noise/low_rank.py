@@ -136,8 +136,9 @@ class FactorLayout:
     """Where the factors of some tensors are in one row of numbers, so that one operation draws all factors of a key.
 
     Args:
-        noise: the noise of the factors. shapes: shapes of the tensors by name. device: device that draws them.
-            Attributes: size: how many numbers a key takes.
+        noise: the noise of the factors.
+        shapes: shapes of the tensors by name.
+        device: device that draws them. Attributes: size: how many numbers a key takes.
     """
 
     def __init__(self, noise: FactoredNoise, shapes: Mapping[str, Shape], device: torch.device) -> None:
@@ -217,8 +218,9 @@ class FactorBatch(DirectionSampler):
     """The factors of some keys, drawn together: one product adds many keys to a matrix.
 
     Args:
-        layout: layout of the factors. keys: keys of the directions. numbers: the result of `layout.draw(keys)`; drawn
-            if omitted.
+        layout: layout of the factors.
+        keys: keys of the directions.
+        numbers: the result of `layout.draw(keys)`; drawn if omitted.
     """
 
     whole = True

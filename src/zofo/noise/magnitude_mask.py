@@ -31,7 +31,8 @@ class Magnitude(Mask):
     would differ between theta, an anchor and a replay.
 
     Args:
-        density: the share of units to keep, 0 < density <= 1. keep: `smallest` or `largest`.
+        density: the share of units to keep, 0 < density <= 1.
+        keep: `smallest` or `largest`.
 
     Raises:
         ConfigError: a share that is none.

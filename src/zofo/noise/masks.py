@@ -53,7 +53,8 @@ class MaskSelection(ABC):
         """A function for many keys at once, over all units of several tensors.
 
         Args:
-            counts: units of each tensor. device: device of the result.
+            counts: units of each tensor.
+            device: device of the result.
 
         Returns:
             A function of keys: bool, [keys, units], with the tensors concatenated.
@@ -162,8 +163,10 @@ class MaskedLayout(FactorLayout):
     """A layout that draws 0 for the rows of left, and the entries of vectors, that a mask drops.
 
     Args:
-        noise: the noise of the factors. kept: what the mask keeps. shapes: shapes of the tensors by name. device:
-            device that draws them.
+        noise: the noise of the factors.
+        kept: what the mask keeps.
+        shapes: shapes of the tensors by name.
+        device: device that draws them.
     """
 
     def __init__(
