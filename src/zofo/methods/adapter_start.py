@@ -1,4 +1,4 @@
-"""Adapters attached to the model of a run, and what they read of its training rows before the first step."""
+"""Attach adapters to a run's model, and calibrate them on training rows before the first step."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ _STATE = "adapters"
 def attach_adapters(
     config: AdapterConfig, context: TrainingContext, names: Sequence[str], batch_size: int
 ) -> tuple[PeftAdapters, AdapterStart]:
-    """Build the adapters that a configuration asks for, and calibrate those that start from the model's own numbers.
+    """Build the configured adapters, and calibrate those whose start depends on the model's activations.
 
-    Where the context has an adapter to start from, they start from its tensors, and nothing is calibrated. A
-    calibration looks at batches of training rows, drawn by the run's seed, without a gradient; at each row at most
-    once.
+    If the context has a start adapter, they start from its tensors, and nothing is calibrated. A calibration runs
+    batches of training rows, drawn by the run's seed, without a gradient; each row at most once.
 
     Raises:
-        ConfigError: they do not fit the model, or the rows do not tell enough.
+        ConfigError: they do not fit the model, or there are too few rows.
     """
     adapters: PeftAdapters = config.build(context.model, names, context.seed)
     if context.start_adapter is not None:
@@ -69,10 +68,10 @@ def attach_adapters(
 def attach_stacked(
     below: AdapterConfig, above: AdapterConfig, context: TrainingContext, names: Sequence[str], batch_size: int
 ) -> tuple[PeftAdapters, PeftAdapters, AdapterStart]:
-    """Build adapters above another one, which moves by itself; gives that one, too.
+    """Build adapters on top of another one, which moves separately; returns that one, too.
 
     Raises:
-        ConfigError: they do not fit the model or each other, or the rows do not tell enough.
+        ConfigError: they do not fit the model or each other, or there are too few rows.
     """
     if is_classifier(context.model):
         raise ConfigError(
@@ -87,18 +86,18 @@ def attach_stacked(
 
 
 def remember_adapters(adapters: Adapters | None, whole: StateDict) -> StateDict:
-    """Put what no step moves of adapters, and no seed gives, into what a checkpoint holds of a method."""
+    """Add the frozen tensors of adapters that no seed determines to a method's state."""
     kept = StateDict() if adapters is None else adapters.state_dict()
     return whole.put(_STATE, kept) if kept.tensors or kept.values else whole
 
 
 def restore_adapters(adapters: Adapters | None, whole: StateDict) -> None:
-    """Take back what `remember_adapters` put there."""
+    """Load what `remember_adapters` added."""
     if adapters is not None and _STATE in whole.values:
         adapters.load_state_dict(whole.part(_STATE))
 
 
 def _of(batch: Any, name: str) -> torch.Tensor | None:
-    """A tensor of a batch, which is an object or a mapping; None where it has none of that name."""
+    """A tensor of a batch, which is an object or a mapping; None if it has no tensor of that name."""
     found = batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)
     return found if isinstance(found, torch.Tensor) else None

@@ -1,4 +1,4 @@
-"""The contract of methods: one training step, written so that it reads like its paper's algorithm."""
+"""The interface of methods: one training step, written so that it reads like its paper's algorithm."""
 
 from __future__ import annotations
 
@@ -36,24 +36,25 @@ WriteFunction = Callable[[nn.Module, Sequence[Any], Generation], list[str]]
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What a method is given to train with.
+    """Everything a method needs to train.
 
     Args:
         model: any torch module.
         objective: turns (model, batch) into one float32 loss for each example.
         examples: the training examples.
         collate: turns a list of examples into the batch that `objective` takes.
-        seed: of the run; every draw of the method depends on it alone.
-        length: of an example, so that those of similar length share a batch; None does not group.
-        objective_name: what the objective is called, for the run's summary.
-        check_objective: by which the model is checked before the first step; None for `objective`.
-        log_ties: log how often a direction told nothing, which objectives without a gradient make likely.
-        by_objective: the same with another objective, by its name; `reward` is the function that training was given.
-        rewards: of an objective that is one; None for a loss.
-        answers: what such an objective rewards, of each example of a batch.
-        lower_examples: of a method that has two sets, those of D_p; then `examples` are D_f. By default it splits them.
-        processes: that train together, each with all examples; they share out those of each batch.
-        start_adapter: the folder of a saved adapter, whose tensors those of the method start from; None for new ones.
+        seed: seed of the run; every draw of the method depends on it alone.
+        length: returns the length of an example, to batch examples of similar length; None does not group.
+        objective_name: name of the objective, for the run's summary.
+        check_objective: the objective for checks of the model before the first step; None for `objective`.
+        log_ties: log how often a direction did not change the loss, which is common for objectives without a gradient.
+        by_objective: returns this context with another objective, by name; `reward` is the function passed to training.
+        rewards: the rewards, if the objective is one; None for a loss.
+        answers: returns the answer of each example of a batch that such an objective rewards.
+        lower_examples: the examples of D_p, for a method with two sets; `examples` are then D_f. By default the method
+            splits `examples`.
+        processes: the processes that train together. Each has all examples; they split each batch.
+        start_adapter: folder of a saved adapter to start from; None for a new one.
     """
 
     model: nn.Module
@@ -73,31 +74,32 @@ class TrainingContext:
     start_adapter: Path | None = None
 
     def batches(self, size: int, name: str, examples: Sequence[Any] | None = None) -> EpochSampler[Any, Any]:
-        """A seeded sequence of batches of `examples`, by default of all."""
+        """A seeded sequence of batches of `examples`, or of all examples."""
         chosen = self.examples if examples is None else examples
         return EpochSampler(chosen, size, self.collate, self.seed, name, self.length)
 
     @property
     def called(self) -> str:
-        """What people are told of the objective: its `loss`, or the `reward` or `score` that minus it is."""
+        """What to call the objective in messages: its `loss`, or the `reward` or `score` of which it is minus the
+        value."""
         return "loss" if not self.log_ties else "reward" if self.rewards else "score"
 
     def unused_by(self, batch: Any) -> frozenset[str]:
-        """The names of the model's parameters that no forward uses, as far as this batch tells."""
+        """Names of the model's parameters that no forward uses, judging by this batch."""
         objective = self.check_objective or self.objective
         return unused_by(self.model, lambda: objective(self.model, batch))
 
 
 @dataclass(frozen=True)
 class StepLog:
-    """What one step did.
+    """The record of one step.
 
     Args:
-        loss: the training loss it saw, before its update.
-        counts: forwards, backwards and queries it took.
-        coefficients: every coefficient it used, by name: projected gradients, parts of the loss, the penalty.
-        update: what happened to the backbone; None for a step that does not move it.
-        rate: the learning rate of a step that moves the backbone by so many times its estimate; None for any other.
+        loss: the training loss, before the update.
+        counts: forwards, backwards and queries of the step.
+        coefficients: all coefficients of the step by name: projected gradients, parts of the loss, the penalty.
+        update: the update of the backbone; None if the step does not move it.
+        rate: the learning rate, if the step moves the backbone by -rate times its estimate; otherwise None.
     """
 
     loss: float
@@ -109,19 +111,20 @@ class StepLog:
 
 @dataclass(frozen=True)
 class Pass:
-    """Forwards of one size that a method makes, by which its memory and time are estimated.
+    """Forwards of one size in a method's step, from which its memory and time are estimated.
 
     Args:
-        examples: in one forward.
-        points: at which each of these is asked for, in the same forward.
-        times: how many of them a step makes, on average.
-        gradient: of what, in a backward pass that follows: an adapter, all weights or the head; None for none.
-        again: whether each layer is run again in that pass.
-        moments: tensors that the optimiser keeps of each that has a gradient, in float32.
-        theta: what moves by it where no gradient follows: the model's own weights, or an adapter's tensors.
+        examples: examples per forward.
+        points: points per example in the same forward.
+        times: average number of such forwards per step.
+        gradient: what a following backward pass differentiates by: an adapter, all weights or the head; None for no
+            backward.
+        again: whether that pass recomputes each layer.
+        moments: float32 tensors that the optimizer keeps per tensor with a gradient.
+        theta: what a zeroth-order step moves: the model's own weights, or an adapter's tensors.
         carries: whether products carry directions of the model's own weights.
-        sweeps: over theta, each time; a share where several updates are written together.
-        copies: of theta, and float32 buffers of its size, that are kept beside it.
+        sweeps: sweeps over theta, each time; a fraction if several updates are written together.
+        copies: number of copies of theta, and float32 buffers of its size, kept beside it.
     """
 
     examples: int
@@ -138,13 +141,13 @@ class Pass:
 
 @dataclass(frozen=True)
 class AdapterStart:
-    """How the adapters of a method started.
+    """How the adapters of a method were initialised.
 
     Args:
-        notes: what a user should know of it, a sentence each.
-        counts: what their calibration took; it is part of the method's counts.
-        calibration: what a run's summary holds of it: how many examples, a hash of the rows, the seed and the counts.
-        begun_from: the context's `start_adapter`, if they have its tensors.
+        notes: messages to the user, one sentence each.
+        counts: the work of their calibration, included in the method's counts.
+        calibration: the entry of a run's summary: number of examples, a hash of the rows, the seed and the counts.
+        begun_from: the context's `start_adapter`, if they start from its tensors.
     """
 
     notes: tuple[str, ...] = ()
@@ -153,19 +156,19 @@ class AdapterStart:
     begun_from: Path | None = None
 
     def and_then(self, other: AdapterStart) -> AdapterStart:
-        """Both, one after the other; those that looked at the same rows say so once."""
+        """Both combined; a calibration on the same rows is mentioned once."""
         notes, begun = dict.fromkeys((*self.notes, *other.notes)), self.begun_from or other.begun_from
         counts, read = self.counts + other.counts, {**other.calibration, **self.calibration}
         return AdapterStart(tuple(notes), counts, {**read, **counts.as_dict()} if read else {}, begun)
 
 
 def unscheduled(step: int) -> float:
-    """The factor of the learning rates in each step of a run without a schedule."""
+    """The learning-rate factor of a run without a schedule: 1 at every step."""
     return 1.0
 
 
 class MethodConfig(Config):
-    """Options that every method has."""
+    """Options of every method."""
 
     lr_means: ClassVar[tuple[str, ...]] = ()
     """The keys that a plain `lr` stands for; none for a method that has an `lr` of its own, or no rate at all."""
@@ -179,65 +182,65 @@ class MethodConfig(Config):
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        """The keys, as a file writes them; `lr` among them where it stands for others."""
+        """The keys as written in a file, including `lr` if it stands for others."""
         return [*super().known_keys(), *(["lr"] if cls.lr_means and "lr" not in cls.model_fields else [])]
 
     @property
     def reward_has_a_place(self) -> bool:
-        """Whether a function that is given to train with is one of several objectives, by the configuration."""
+        """Whether a reward passed to training is one of several objectives, according to the configuration."""
         return False
 
     @property
     def base_of(self) -> Callable[[nn.Module], AsBase] | None:
-        """Makes of a model, before anything moves, what lets it answer as it does then; None for no way to."""
+        """Captures a model before training, so that it can still answer as before; None if that is impossible."""
         return None
 
     @property
     def copies_base(self) -> bool:
-        """Whether that way is a copy of weights."""
+        """Whether that requires a copy of the weights."""
         return False
 
     @property
     def score_beside(self) -> str | None:
-        """The name of the objective that is minimised beside `training.objective`, if there is one."""
+        """The name of the objective that is minimised in addition to `training.objective`, if any."""
         return None
 
     @property
     def least_queries(self) -> int:
-        """What a run takes at least, as far as the configuration alone tells."""
+        """The minimum number of queries of a run, as far as the configuration tells."""
         return 1
 
     @property
     def keys_without_effect(self) -> Sequence[str]:
-        """Those that change nothing, as the others are, such as an adapter's where all weights are trained."""
+        """Keys that have no effect given the others, such as an adapter's options if all weights are trained."""
         return ()
 
     @property
     def adapter_configs(self) -> list[AdapterConfig]:
-        """The adapters that the method attaches to the model, whatever their keys are called."""
+        """All adapters that the method attaches to the model."""
         return [one for key, one in self if isinstance(one, AdapterConfig) and key not in self.keys_without_effect]
 
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
-        """How many steps draw `epochs` times as many examples as there are `rows` of all tasks: see `epoch`."""
+        """The number of steps that draw `epochs` times as many examples as all tasks have `rows`; see `epoch`."""
         return self.epoch(rows).steps(epochs)
 
     def epoch(self, rows: Sequence[int]) -> Epoch:
-        """What a pass over so many training rows of each task draws; by default a batch of them in each step."""
+        """What a pass over the training rows of each task draws; by default one batch per step."""
         return Epoch(sum(rows), self.batch_size)
 
     def passes(self, rows: int) -> Sequence[Pass]:
-        """The forwards of a step on so many training rows, on average; none where an estimate cannot know them."""
+        """The average forwards of a step for so many training rows; none if they cannot be estimated."""
         return ()
 
     def check_task(self, task: TaskConfig) -> None:
-        """Find out, before a model is loaded, whether the method suits the options of the task.
+        """Check that the method fits the options of the task, before a model is loaded.
 
         Raises:
             ConfigError: it does not.
         """
 
     def check_steps(self, steps: int) -> None:
-        """Find out, before a model is loaded, whether so many steps can do what is configured.
+        """Check that the configured number of steps is enough, before a model is loaded.
 
         Raises:
             ConfigError: they cannot.
@@ -245,32 +248,33 @@ class MethodConfig(Config):
 
 
 class Method(ABC):
-    """A way to train: built from its configuration and a training context, then stepped.
+    """A training algorithm: built from its configuration and a training context, then stepped.
 
     Attributes:
-        Config: the class of its configuration.
-        paper: where it comes from.
-        needs_gradient: whether it takes first-order steps, so that its objective must have a gradient.
-        fixed_steps: how many steps it makes, whatever is configured; None for as many as are.
-        shares_examples: whether several processes can share out its examples; its steps then ask by `ZerothOrder` and
-            `Gradient` alone, with the context's processes.
+        Config: its configuration class.
+        paper: the paper it implements.
+        needs_gradient: whether it takes first-order steps, so that its objective must be differentiable.
+        fixed_steps: its number of steps, if that is not configurable; otherwise None.
+        shares_examples: whether several processes can split its batches. Its steps must then use only `ZerothOrder` and
+            `Gradient`, with the context's processes.
         model: the context's model, to evaluate in one of the variants; adapters are attached to it in place.
-        variants: the models that training leaves behind, the one to report first; one for most methods.
+        variants: names of the trained models, the main one first; most methods have one.
         backbone: the tensors that zeroth-order steps move, or None.
-        backbone_is_theta: whether these are all of theta; else a method keeps a part of it elsewhere.
-        adapter_is_theta: whether an adapter of its first variant is a part of theta; what starts from it merges it.
+        backbone_is_theta: whether these are all of theta; otherwise a part of theta is elsewhere.
+        adapter_is_theta: whether the adapter of its first variant is a part of theta; a run that starts from it merges
+            the adapter.
         rule: how estimates become updates of the backbone, or None.
-        evaluator: what looks around theta, or None.
+        evaluator: computes losses around theta, or None.
         counts: work done so far.
-        queries_per_step: what one step costs in queries; the first one, where they differ.
-        trained_names: of the tensors that steps move, where they are a choice of the configuration.
-        adapter_start: how its adapters started.
-        score: how candidates are scored in evaluation; by their likelihood, or by a head, for most methods.
-        write: how texts are written there; by the model, for most methods.
-        members: how many models are asked there for each example, more than one of a vote.
-        lr_factor: by the number of a step, what all learning rates are multiplied by in it; see `training.lr_schedule`.
-        needs_all_steps: whether a run that ends before its last planned step leaves it undone.
-        planned_steps: how many steps the run makes; None where nobody has said so.
+        queries_per_step: queries of one step; of the first one, if they differ.
+        trained_names: names of the tensors that steps move, if the configuration selects them.
+        adapter_start: how its adapters were initialised.
+        score: how candidates are scored in evaluation; for most methods by their likelihood, or by a head.
+        write: how texts are generated in evaluation; for most methods by the model.
+        members: number of models that evaluation runs per example; more than one for a vote.
+        lr_factor: the factor of all learning rates at a given step; see `training.lr_schedule`.
+        needs_all_steps: whether a run that ends before its last planned step is incomplete.
+        planned_steps: the number of steps of the run; None if unknown.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -302,18 +306,18 @@ class Method(ABC):
 
     @abstractmethod
     def step(self, number: int) -> StepLog:
-        """Training step `number`, counted from 0. Updates may still be pending when it returns: see `using`.
+        """Make training step `number`, counted from 0. Updates may still be pending on return; see `using`.
 
         Raises:
-            NonFiniteError: a loss was not finite; nothing was updated.
+            NonFiniteError: a loss was not finite. Nothing was updated.
         """
 
     def steps_within(self, queries: int) -> int:
-        """How many whole steps a budget of queries pays for."""
+        """The number of whole steps within a budget of queries."""
         return queries // self.queries_per_step
 
     def queries_of(self, steps: int) -> int:
-        """What a number of steps costs: the smallest budget that pays for them."""
+        """The queries of a number of steps."""
         first = self.adapter_start.counts.queries
         if self.fixed_steps is not None:
             return first + self.fixed_steps * self.queries_per_step
@@ -323,60 +327,60 @@ class Method(ABC):
         return first + bisect_left(range(high), steps, key=self.steps_within)
 
     def check(self) -> None:  # noqa: B027  # most methods can train any model
-        """Find out, before anything is written, whether the model can be trained; what it takes is not counted.
+        """Check, before anything is written, that the model can be trained. The work is not counted.
 
         Raises:
             EvaluatorError: it cannot.
         """
 
     def check_steps(self, steps: int) -> None:  # noqa: B027  # most methods can make any number
-        """Find out, before anything is written, whether so many steps can do what was configured.
+        """Check, before anything is written, that the configured number of steps is enough.
 
         Raises:
             ConfigError: they cannot.
         """
 
     def notes(self) -> list[str]:
-        """What a user should know before the first step, a sentence each."""
+        """Messages to the user before the first step, one sentence each."""
         return []
 
     def conclusions(self) -> list[str]:
-        """What a user should know after the last step, a sentence each."""
+        """Messages to the user after the last step, one sentence each."""
         return []
 
     def summary(self) -> dict[str, Any]:
-        """What a run's summary holds of this method, beside what it holds of all."""
+        """The method's own entries of a run's summary."""
         return {}
 
     def replay_header(self) -> dict[str, Any]:
-        """What a replay of the trajectory has to know: the noise, the rule and the selection, as configured."""
+        """What a replay of the trajectory needs: noise, rule and selection, as configured."""
         return {}
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
-        """While it is open, `model` is the given variant, with every update written."""
+        """Context in which `model` is the given variant, with every update written."""
         assert variant in self.variants
         yield
 
     def state_dict(self, weights: bool) -> StateDict:
-        """What the method keeps from step to step, for a run that goes on later.
+        """The state between two steps, to resume a run.
 
         Args:
-            weights: also theta itself, and what waits to be written into it; otherwise a replay of the trajectory gives
-                them back. Weights that first-order steps train are there in any case.
+            weights: include theta and pending updates; otherwise a replay of the trajectory restores them. Weights
+                trained by first-order steps are always included.
         """
         return StateDict()
 
     def load_state_dict(self, state: StateDict) -> None:  # noqa: B027  # some methods keep nothing
-        """Take back what `state_dict` gave, in a method built in the same way.
+        """Load the state that `state_dict` returned, into a method built in the same way.
 
         Raises:
-            CheckpointError: it is of another method or model.
+            CheckpointError: the state belongs to another method or model.
         """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write what training left beside the trajectory: adapters or trained weights, as safetensors."""
+        """Save what the trajectory does not contain: adapters or trained weights, as safetensors."""
 
 
 METHODS: Registry[type[Method]] = Registry("method")

@@ -12,9 +12,9 @@ class Epoch:
     """What is drawn in a pass over the training rows.
 
     Args:
-        rows: that are drawn from.
-        batch_size: rows of a batch.
-        batches: that a step draws.
+        rows: number of rows to draw from.
+        batch_size: rows per batch.
+        batches: batches per step.
     """
 
     rows: int
@@ -22,15 +22,16 @@ class Epoch:
     batches: int = 1
 
     def steps(self, epochs: float) -> int:
-        """How many steps draw `epochs` times as many rows as there are, rounded up; `epochs` is the decimal number that
-        was written."""
+        """The number of steps that draw `epochs` times as many rows as there are, rounded up.
+
+        `epochs` counts as the decimal number that was written."""
         return math.ceil(Fraction(str(epochs)) * self.rows / (self.batch_size * self.batches))
 
     def unseen(self, steps: int) -> float:
-        """How many rows so many steps do not draw at all, on average.
+        """How many rows so many steps never draw, on average.
 
-        Each order of the rows leaves out a remainder smaller than a batch, others than the orders before it: with n
-        rows, of which the e-th order draws d_e, these are n prod_e (1 - d_e / n).
+        Each shuffled order leaves out a remainder smaller than a batch, independently of earlier orders: if the e-th
+        order draws d_e of n rows, n prod_e (1 - d_e / n) are never drawn.
         """
         whole, left = divmod(steps * self.batches, self.rows // self.batch_size)
         remainder = self.rows % self.batch_size

@@ -1,4 +1,4 @@
-"""Evolution strategies: a population of displaced models, whose scores say where to go.
+"""Evolution strategies: a population of displaced models, whose scores determine the step.
 
 Salimans, Ho, Chen, Sidor, Sutskever (2017), "Evolution Strategies as a Scalable Alternative to Reinforcement Learning";
 Qiu et al. (2025), "Evolution Strategies at Scale: LLM Fine-Tuning Beyond Reinforcement Learning".
@@ -22,13 +22,13 @@ _WHOLE = TypeAdapter(int)
 
 
 class PopulationConfig(EstimatorConfig):
-    """The estimator of `es`: how members' losses are weighed into a step, such as by z-scores or ranks."""
+    """The estimator of `es`: how members' losses are weighted, such as by z-scores or ranks."""
 
     default = "population"
 
 
 class PopulationMethodConfig(ForwardOnlyConfig):
-    """Configuration of a method whose steps ask the members of a population. `estimator.epsilon` is sigma."""
+    """Configuration of a method whose steps evaluate a population. `estimator.epsilon` is sigma."""
 
     estimator: PopulationConfig = Field(default_factory=lambda: PopulationConfig.model_validate({}))
     """How the losses of the members become one step. It holds sigma, the standard deviation of what a member adds to
@@ -45,7 +45,7 @@ class PopulationMethodConfig(ForwardOnlyConfig):
     @model_validator(mode="before")
     @classmethod
     def _of_population(cls, given: Any) -> Any:
-        """The number of directions."""
+        """Set the number of directions."""
         estimator = as_group(given.get("estimator", {})) if isinstance(given, dict) else None
         if not isinstance(estimator, dict | PopulationConfig):
             return given  # a mistake, which is named by its key
@@ -70,7 +70,7 @@ class PopulationMethodConfig(ForwardOnlyConfig):
 
     @classmethod
     def default_lr(cls, given: Mapping[str, Any], moved: type[PeftAdapters] | None) -> float:
-        """A share of sigma, where a rate is a length: scores have no scale, or `lr_is_length`."""
+        """A multiple of sigma if the rate is a length: scores have no scale, or `lr_is_length`."""
         estimator = given.get("estimator", {})
         if isinstance(estimator, dict | PopulationConfig):
             shape = PopulationConfig.model_validate(estimator).options
@@ -102,10 +102,10 @@ class ESConfig(PopulationMethodConfig):
 class ES(ForwardOnly):
     """theta <- theta - alpha mean over members i of u_i z_i: members theta + sigma z_i, u_i their shaped losses.
 
-    All members see the same examples, in one forward whose rows carry the directions of their member, so that a
-    population costs about what as many rows of inference cost. An update is N keys and coefficients: 16 bytes a member.
-    With a score for its loss (`training.objective=accuracy`, or a reward) it needs no gradient and no answers.
-    With two mirrored members and `estimator.scores=plain` it is `mezo`, to the bit.
+    All members see the same examples, in one forward whose rows have the directions of their member, so a population
+    costs about as much as inference of the same number of rows. An update is N keys and coefficients: 16 bytes per
+    member. With a score as its loss (`training.objective=accuracy`, or a reward) it needs no gradient and no reference
+    answers. With two mirrored members and `estimator.scores=plain` it is bit-identical to `mezo`.
     """
 
     Config = ESConfig

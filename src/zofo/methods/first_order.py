@@ -1,6 +1,6 @@
-"""First-order fine-tuning by back-propagation: of adapters, of all weights, of named layers, or of the head.
+"""First-order fine-tuning by back-propagation: of adapters, all weights, selected layers, or the head.
 
-The baseline that zeroth-order methods stand beside.
+The baseline of every zeroth-order method.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ class FirstOrderConfig(MethodConfig, FirstOrderStepConfig):
 class FirstOrder(Method):
     """w <- optimizer(w, gradient of the mean loss over the batch), for the chosen parameters w.
 
-    The head is what turns last states into outputs: a classification head, or else the output embedding. Where that is
-    tied to the input embedding, the tensor that both share is trained.
+    The head maps the last hidden states to outputs: a classification head, or else the output embedding. If that is
+    tied to the input embedding, the shared tensor is trained.
 
     Attributes:
-        trained: the parameters.
+        trained: the trained parameters.
         trained_names: their names.
 
     Raises:
@@ -139,7 +139,7 @@ class FirstOrder(Method):
         self.counts.become(Counts(**state.part("counts").values))
 
     def save(self, folder: Path) -> None:
-        """The adapter as a peft folder `adapter`, or the trained weights as `weights.safetensors`."""
+        """Save the adapter as a peft folder `adapter`, or the trained weights as `weights.safetensors`."""
         if self._adapters is not None:
             self._adapters.save(self.variants[0], folder / self.variants[0])
         else:
@@ -147,7 +147,7 @@ class FirstOrder(Method):
 
 
 def _chosen(model: Any, config: FirstOrderConfig) -> dict[str, nn.Parameter]:
-    """The weights that are trained, by name, tied ones once."""
+    """The trained weights by name, tied ones once."""
     if config.parameters == "all":
         check_plain_weights(model)
         return movable(model, config.trainable, "method.trainable")[0]
@@ -168,7 +168,7 @@ def _chosen(model: Any, config: FirstOrderConfig) -> dict[str, nn.Parameter]:
 
 
 def _matching(named: dict[str, nn.Parameter], config: FirstOrderConfig, of: str, what: str) -> dict[str, nn.Parameter]:
-    """Those that `trainable` names; all of them where it names none."""
+    """The weights that `trainable` names; all by default."""
     if config.trainable is None:
         return named
     return {name: named[name] for name in matching(list(named), config.trainable, "method.trainable", of, what)}

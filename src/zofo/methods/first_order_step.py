@@ -1,4 +1,4 @@
-"""The first-order step: an optimiser of torch on some parameters, with what is done to their gradients before."""
+"""The first-order step: a torch optimizer on some parameters, with gradient clipping and stochastic rounding."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FirstOrderStepConfig(Config):
     third more time, the same gradients."""
 
     def backward(self, examples: int, times: float = 1.0, of: Literal["adapter", "all", "head"] = "adapter") -> Pass:
-        """A forward and backward of some examples."""
+        """The pass of one forward and backward of some examples."""
         moments = _MOMENTS[self.optimizer]
         return Pass(examples, times=times, gradient=of, again=self.gradient_checkpointing, moments=moments)
 
@@ -66,16 +66,16 @@ class FirstOrderStepConfig(Config):
 
 
 class FirstOrderStep:
-    """Steps of an optimiser on some parameters, along the gradients that stand in their `.grad`.
+    """Steps of an optimizer on some parameters, along the gradients in their `.grad`.
 
-    A parameter in half precision moves in float32, one after the other, and is rounded stochastically: the optimiser
-    keeps its moments in float32, and of the weights no copy but that of the one that moves. With
-    `method.rounding=nearest` the optimiser has the parameter as it is, its moments are in half precision, too, and what
-    a step is too small to change is lost.
+    Half-precision parameters are updated in float32, one at a time, and rounded stochastically: the optimizer keeps its
+    moments in float32, and only the parameter being updated has a float32 copy. With `method.rounding=nearest` the
+    optimizer updates the parameter directly: its moments are in half precision, too, and steps too small to change a
+    value are lost.
 
     Args:
-        seed: of the run; with `name` and the number of the step it gives the bits that round.
-        name: tells apart several of one run.
+        seed: seed of the run; with `name` and the step number it determines the rounding bits.
+        name: distinguishes several optimizers of one run.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class FirstOrderStep:
         self._optimizer: torch.optim.Optimizer = _OPTIMIZERS[config.optimizer](groups, lr=lr, weight_decay=0.0)
 
     def step(self, number: int, lr_factor: float = 1.0) -> None:
-        """Move the parameters, and forget their gradients.
+        """Update the parameters, and reset their gradients.
 
         Args:
             number: of the step.
@@ -134,13 +134,13 @@ class FirstOrderStep:
         self.zero_grad()
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Reset the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
     @contextmanager
     def undone_by_non_finite(self) -> Iterator[None]:
-        """While it is open, an error by a loss that is not finite takes back the steps that were made in it."""
+        """Context that undoes its steps if a loss in it is not finite."""
         before = [parameter.detach().clone() for parameter in self.parameters]
         optimizer = copy.deepcopy(self._optimizer.state_dict())
         try:
@@ -153,16 +153,16 @@ class FirstOrderStep:
             raise
 
     def state_in(self, whole: StateDict, parameters: str, optimizer: str) -> StateDict:
-        """Put the parameters and the optimiser into the state of a method, under these names."""
+        """Add the parameters and the optimizer to the state of a method, under these names."""
         whole.put(parameters, tensors_to_state(self.parameters))
         return whole.put(optimizer, optimizer_to_state(self._optimizer))
 
     def load_state_of(self, whole: StateDict, parameters: str, optimizer: str) -> None:
-        """Take back what `state_in` put there."""
+        """Load the state that `state_in` added."""
         load_tensors_state(self.parameters, whole.part(parameters))
         load_optimizer_state(self._optimizer, whole.part(optimizer))
 
 
 def _stand_in(parameter: nn.Parameter) -> nn.Parameter:
-    """What the optimiser has in place of a parameter in half precision; it holds numbers while it moves alone."""
+    """The optimizer's stand-in for a half-precision parameter; it has values only during its own update."""
     return nn.Parameter(torch.empty(0, dtype=torch.float32, device=parameter.device))

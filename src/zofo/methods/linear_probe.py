@@ -1,6 +1,6 @@
-"""Linear probing: a logistic regression on what the model's last layer holds where the answer is predicted.
+"""Linear probing: a logistic regression on the model's last hidden state where the answer is predicted.
 
-A baseline that only reads the model; in MeZO's tables (Malladi et al. 2023) as "LP".
+A baseline that only reads the model; "LP" in the tables of MeZO (Malladi et al. 2023).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class LinearProbeConfig(MethodConfig):
 
 @METHODS.register("linear-probe")
 class LinearProbe(Method):
-    """score = W h + b, by logistic regression on the features h of the training examples; one step fits it.
+    """score = W h + b, by logistic regression on the features h of the training examples, fitted in one step.
 
-    h is what the output embedding (the language-model head) is given at the position from which the candidates are
-    predicted. scikit-learn's LogisticRegressionCV chooses the regularisation on standardised features.
+    h is the input of the output embedding (the language-model head) at the position from which candidates are
+    predicted. scikit-learn's LogisticRegressionCV chooses the regularisation, on standardised features.
 
     Raises:
-        ConfigError: examples that have no labels in common, or only one label.
-        ModelError: a model without an output embedding.
+        ConfigError: the examples do not share a set of labels, or have only one label. ModelError: the model has no
+            output embedding.
     """
 
     Config = LinearProbeConfig
@@ -72,7 +72,7 @@ class LinearProbe(Method):
         self.score: ScoreFunction = scores
 
     def step(self, number: int) -> StepLog:
-        """Read the features of all training examples, and fit."""
+        """Compute the features of all training examples, and fit the regression."""
         from sklearn.linear_model import LogisticRegressionCV
         from sklearn.preprocessing import StandardScaler
 
@@ -120,13 +120,13 @@ class LinearProbe(Method):
         return stacked
 
     def save(self, folder: Path) -> None:
-        """The probe, as `probe.safetensors`."""
+        """Save the probe as `probe.safetensors`."""
         if len(self._weight):
             save_tensors({"weight": self._weight, "bias": self._bias}, folder / PROBE)
 
 
 def features_of(model: nn.Module, batch: Any) -> torch.Tensor:
-    """What the output embedding is given where the first candidate's first token is predicted: float32, [E, D]."""
+    """The input of the output embedding where the first token of a candidate is predicted: float32, [E, D]."""
     seen: list[torch.Tensor] = []
     with output_embedding(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
         scores(model, batch)
@@ -159,7 +159,7 @@ def probe_scores(weight: torch.Tensor, bias: torch.Tensor) -> ScoreFunction:
 
 
 def load_probe(folder: Path) -> ScoreFunction:
-    """Scores by the probe of a run.
+    """The scoring function of the probe of a run.
 
     Raises:
         RunError: the file is damaged.

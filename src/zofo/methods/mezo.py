@@ -30,7 +30,7 @@ _Made = TypeVar("_Made", bound="ForwardOnly")
 
 
 class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
-    """Configuration of a method that makes zeroth-order steps only."""
+    """Configuration of a method that makes only zeroth-order steps."""
 
     lr_means = ("rule.lr",)
     moved_adapter = "adapter"
@@ -75,10 +75,10 @@ class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
 
 
 class ForwardOnly(Method):
-    """A method whose steps move theta by zeroth-order estimates of one loss; theta may be an adapter.
+    """Base class of methods that move theta, or an adapter, by zeroth-order estimates of one loss.
 
-    What such methods do alike: they are built, checked, evaluated, replayed and saved. A step asks for the losses of
-    one batch along the step's directions, and moves along their estimate by the rule; a method may have another.
+    It has everything such methods share: build, check, evaluate, replay and save. The default step computes the losses
+    of one batch along its directions, and updates theta with the rule; a method can override it.
     """
 
     needs_gradient = False
@@ -86,7 +86,7 @@ class ForwardOnly(Method):
     backbone: Backbone
 
     def __new__(cls: type[_Made], *args: Any, **kwargs: Any) -> _Made:
-        """Raises ConfigError without a context, as for a model or parameters, which an optimizer of torch takes."""
+        """Raise ConfigError if called with a model or parameters, as one would a torch optimizer."""
         given = (*args, *kwargs.values())
         if given and not any(isinstance(one, TrainingContext) for one in given):
             raise ConfigError(
@@ -118,7 +118,7 @@ class ForwardOnly(Method):
         self.queries_per_step = self._zo.points * config.batch_size
 
     def _attach(self, adapter: AdapterConfig, context: TrainingContext) -> list[nn.Parameter]:
-        """Attach the adapter that the method has beside or in place of the model's weights; its tensors that move."""
+        """Attach the configured adapter, and return its tensors that move."""
         self.variants, size = ("adapter",), self._config.batch_size
         self._adapters, self.adapter_start = attach_adapters(adapter, context, self.variants, size)
         return self._adapters.parameters(self.variants[0])
@@ -131,7 +131,7 @@ class ForwardOnly(Method):
         return StepLog(estimate.loss, self.counts - before, self._coefficients(estimate), update, rate)
 
     def _coefficients(self, estimate: Estimate, of: str = "") -> dict[str, float]:
-        """The slopes of an estimate as a log has them, and how many directions told nothing where that is likely."""
+        """The slopes of an estimate for the log, and how many directions did not change the loss, if that is common."""
         what = "projected_gradient" if self._zo.estimator.linear else "shaped_score"
         return estimate.slopes(f"{what}{of}") | ({f"ties{of}": estimate.ties} if self._log_ties else {})
 
@@ -143,19 +143,19 @@ class ForwardOnly(Method):
                 self._objective(self.model, self._two)
 
     def notes(self) -> list[str]:
-        """Which tensors stay, and what a copy of the others takes."""
+        """Which tensors do not move, and the memory of a copy of the others."""
         size = sum(tensor.nbytes for tensor in self.backbone.tensors.values()) / 2**30
         kept = f"a copy of the weights that move, {size:.3g} GiB, is kept for training.kl_beta to ask"
         return [*self._zo.notes, *([kept] if self._config.copies_base else [])]
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
-        """While it is open, `model` is at theta, with the adapter where there is one."""
+        """Context in which `model` is at theta, with the adapter if there is one."""
         self._zo.theta.flush()
         yield
 
     def replay_header(self) -> dict[str, Any]:
-        """An adapter is named, since its trajectory does not move the base model."""
+        """The header; it names the adapter, since then the trajectory does not move the base model."""
         header, moved = self._zo.replay_header(self._config.replay_header()), self._config.moved
         return header if moved is None else {**header, "adapter": moved.model_dump(mode="json")}
 
@@ -167,8 +167,9 @@ class ForwardOnly(Method):
         restore_adapters(self._adapters, state)
 
     def save(self, folder: Path) -> None:
-        """The adapter as a peft folder `adapter`. Without one: nothing in float32, where the trajectory is the model,
-        and the tensors that moved in half precision."""
+        """Save the adapter as a peft folder `adapter`, or the tensors that moved in half precision.
+
+        Nothing in float32, where the trajectory determines the model."""
         if self._adapters is None:
             self._zo.save(folder)
         elif not self.backbone.is_corrupt:  # an interrupt inside a sweep: what the tensors hold is worth nothing
@@ -187,9 +188,9 @@ class MeZOConfig(ForwardOnlyConfig):
 class MeZO(ForwardOnly):
     """pg = mean over the batch of [L(theta + e z) - L(theta - e z)] / 2e; theta <- theta - lr (pg z + wd theta).
 
-    Both losses are on the same batch, with dropout off. In the forward they are one forward of 2 B rows and the weights
-    are not written; in place a step is three sweeps over the weights, since going home and updating is one. With an
-    adapter, theta is its tensors, and the model is frozen.
+    Both losses use the same batch, with dropout off. With the evaluator `in-forward` they are one forward of 2 B rows,
+    and the weights are not written. With `in-place` a step takes three sweeps over the weights, since the move back and
+    the update share one. With an adapter, theta is the adapter's tensors, and the model is frozen.
     """
 
     Config = MeZOConfig

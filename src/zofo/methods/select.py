@@ -1,6 +1,6 @@
-"""Selection: the best of many random displacements, the control that stands beside every other use of a population.
+"""Selection: keep the best of many random displacements. The control for every other use of a population.
 
-Kept as one displacement, after a gate on rows that nothing was selected by.
+The result is one displacement, kept only if it passes a gate on rows that were not used for the selection.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Member = tuple[int, int]
 
 
 class SelectConfig(PopulationMethodConfig):
-    """Configuration of `select`. `lr` is the length of what is kept; by default sigma, that of a member."""
+    """Configuration of `select`. `lr` is the length of the kept displacement; by default sigma, that of a member."""
 
     lr_per_sigma, lr_is_length, one_rate = 1.0, True, False
 
@@ -77,7 +77,7 @@ class SelectConfig(PopulationMethodConfig):
 
     @property
     def gate_points(self) -> int:
-        """At how many points the gate asks each row: the model as it is, and what is kept."""
+        """The number of points at which the gate evaluates each row: without and with the displacement."""
         return 1 + (self.keep if self.vote else 1)
 
 
@@ -85,23 +85,22 @@ class SelectConfig(PopulationMethodConfig):
 class Select(ForwardOnly):
     """theta <- theta + lr sum over the best K members of w_i x_i / sigma, once, in the last step.
 
-    Each step asks N new members theta + x_i, with x_i = +-sigma z_i, for their loss l_i on the same `batch_size`
-    rows, and nothing moves: S steps choose among S N. With u what `estimator.scores` makes of all losses,
-    w_i = max(-u_i, 0), divided by their sum: by z-scores, as far as a member is better than the mean. At last, the
-    model with and without the displacement is asked for its loss on `gate_examples` other rows, and moves only where
-    this is lower. A member without a finite mean is never kept, and is left out of u; neither is anything kept where a
-    loss of the gate is not finite. With K = 1 and lr = sigma the model becomes the best member. It is kept as K keys
-    and numbers.
+    Each step evaluates N new members theta + x_i, with x_i = +-sigma z_i, on the same `batch_size` rows, and moves
+    nothing: S steps choose among S N members. With scores u of all losses by `estimator.scores`, w_i = max(-u_i, 0),
+    divided by their sum. With z-scores that is how far a member is better than the mean. After the last step, the
+    losses with and without the displacement are computed on `gate_examples` other rows, and theta moves only if the
+    loss is lower with it. Members with a non-finite mean loss are ignored, and nothing is kept if a loss of the gate is
+    not finite. With K = 1 and lr = sigma the model becomes the best member. The result is K keys and numbers.
 
-    With `vote`, nothing moves: K members theta + x_i are kept, and evaluation asks all of them in one batch for the
-    answer that most of them give. The gate then compares its score with the model's own.
+    With `vote`, nothing moves: K members theta + x_i are kept, and evaluation runs all of them in one batch and takes
+    the majority answer. The gate then compares its score with the model's own.
 
-    As many queries as `es` of as many steps takes, and two for each row of the gate. It takes a loss with a gradient as
-    well as a score.
+    It takes as many queries as `es` with the same number of steps, and two per row of the gate. It accepts a
+    differentiable loss as well as a score.
 
     Raises:
-        NonFiniteError: of a step, where none of its members has a finite mean.
-        ConfigError: too few training rows, a rule that does not add a displacement, or a schedule of its rate.
+        NonFiniteError: (from a step) no member has a finite mean loss. ConfigError: too few training rows, a rule whose
+            update is not a displacement, or a learning-rate schedule.
     """
 
     Config = SelectConfig
@@ -165,7 +164,7 @@ class Select(ForwardOnly):
         return StepLog(math.fsum(finite) / len(finite), self.counts - before, told, update)
 
     def _conclude(self, losses: Mapping[Member, float]) -> Update | None:
-        """Weigh the best members, ask the gate, and move if it says so."""
+        """Weight the best members, run the gate, and move theta if it passes."""
         finite = {member: loss for member, loss in losses.items() if loss < math.inf}
         weights = self._weights(finite)
         found: dict[str, Any] = {"members": len(losses), "kept": 0}
@@ -197,7 +196,7 @@ class Select(ForwardOnly):
         return update
 
     def _let_vote(self, members: list[Member]) -> None:
-        """Keep some members, the best one first, where the gate says so."""
+        """Keep the best members, best first, if the gate passes."""
         vote, found = self._vote_of(members), self._found
         if self._gate:
             both = list[list[float]]([[], []])
@@ -211,7 +210,7 @@ class Select(ForwardOnly):
         self._take_up(members)
 
     def _ask_gate(self, vote: Vote, batch: Any, rewards: Sequence[list[float]]) -> None:
-        """Add the rewards of the model's own answers to a batch, and of the voted ones."""
+        """The rewards on a batch of the model's own answers and of the voted ones, added to the sums."""
         context, points = self._context, [Displacement(), *vote.members]
         assert context.answers is not None
         assert context.rewards is not None
@@ -242,19 +241,19 @@ class Select(ForwardOnly):
 
     @staticmethod
     def _gate_losses(losses: torch.Tensor) -> list[float | None]:
-        """The mean losses of both points; None for one that is not finite."""
+        """The mean losses at both points; None for one that is not finite."""
         means: list[float] = losses.cpu().double().mean(dim=1).tolist()
         return [mean if math.isfinite(mean) else None for mean in means]
 
     def _weights(self, losses: Mapping[Member, float]) -> dict[Member, float]:
-        """w of the best members by their finite losses; none where all are equal."""
+        """The weights w of the best members, by their finite losses; none if all are equal."""
         shaped = self._zo.estimator.shaped(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
         ranked = sorted(zip(losses, shaped, strict=True), key=lambda one: (losses[one[0]], one[0]))
         better = {member: -u for member, u in ranked[: self._config.keep] if u < 0}
         return {member: weight / math.fsum(better.values()) for member, weight in better.items()}
 
     def _mean_of(self, weights: Mapping[Member, float]) -> Displacement:
-        """The weighted mean of what members add to theta."""
+        """The weighted mean of the members' displacements."""
         asked = {step: self._zo.estimator.ask(self._zo.directions(step)) for step, _ in weights}
         terms = []
         for (step, place), weight in weights.items():
@@ -267,7 +266,7 @@ class Select(ForwardOnly):
         return max(0, queries - self._gate_queries) // self._step_queries
 
     def check_steps(self, steps: int) -> None:
-        """The one move has the rate that is configured, and is of members that are there."""
+        """Check the learning rate of the single move, and that there are enough members."""
         self._config.check_steps(steps)
         if self.lr_factor is not unscheduled:
             raise ConfigError(
@@ -309,7 +308,7 @@ class Select(ForwardOnly):
         return f"{loss if self._named == 'loss' else 0.0 - loss:.4g}"
 
     def state_dict(self, weights: bool) -> StateDict:
-        """The loss of each member, null where it is not finite, and what came out."""
+        """The loss of each member, null if it is not finite, and the result."""
         members = [[step, place, loss if loss < math.inf else None] for (step, place), loss in self._losses.items()]
         vote = {"vote": [list(one) for one in self._vote]} if self._vote else {}
         own = StateDict({"members": members, "found": self._found, **vote})
@@ -328,7 +327,7 @@ class Select(ForwardOnly):
 
 
 def _check_rule(config: SelectConfig) -> None:
-    """Raises ConfigError for a rule whose first update is more than the displacement that the gate is asked about."""
+    """Raise ConfigError for a rule whose first update is more than the displacement that the gate evaluates."""
     option, decay = config.rule.decay
     if decay or not RULES[config.rule.name].linear:
         does = "does more" if option == "weight_decay" else "has nothing to take back"
@@ -340,7 +339,7 @@ def _check_rule(config: SelectConfig) -> None:
 
 
 def _as_told(named: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """What was found, as logs have it: losses that are minus a reward or score under its name, as what they say."""
+    """The values as logs show them: a loss that is minus a reward or score is logged as that, under its name."""
     if named == "loss":
         return dict(found)
     scores = {name: 0.0 - value for name, value in found.items() if "loss" in name and value is not None}

@@ -36,11 +36,11 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     """Learning rate of the adapter; by default 1e-3, 1e-2 for a prefix or prompt, 3e-4 for `subspace`."""
 
     def passes(self, rows: int) -> Sequence[Pass]:
-        """Of a run whose stages have as many steps."""
+        """The passes of a run with stages of equal length."""
         return [self.backward(self.batch_size, 0.5), self.forwards(self.batch_size, 0.5)]
 
     def check_steps(self, steps: int) -> None:
-        """The second stage has a step."""
+        """Check that there are steps left for the second stage."""
         first = self.adapter_steps
         if steps > first:
             return
@@ -56,7 +56,7 @@ class TwoStage(ForwardOnly):
     """p* = the adapter after `adapter_steps` first-order steps on F(theta_0, p); then zeroth-order steps on
     F(theta, p*), from theta_0, with the adapter as it is.
 
-    Both stages draw from all training examples. To stand beside a bilevel run of N outer steps with T inner ones, set
+    Both stages use all training examples. To compare with a bilevel run of N outer steps with T inner ones, set
     `adapter_steps` to N T and make N T + N steps.
     """
 
@@ -93,7 +93,7 @@ class TwoStage(ForwardOnly):
         self.trained_names = ()  # theta's are not all: the adapter's move before them
 
     def check_steps(self, steps: int) -> None:
-        """The second stage has a step."""
+        """Check that there are steps left for the second stage."""
         self._config.check_steps(steps)
 
     def state_dict(self, weights: bool) -> StateDict:
@@ -104,6 +104,6 @@ class TwoStage(ForwardOnly):
         self._first.load_state_of(state, "adapter", "optimizer")
 
     def save(self, folder: Path) -> None:
-        """The adapter, as the peft folder `adapter`."""
+        """Save the adapter as the peft folder `adapter`."""
         self._zo.save(folder)
         super().save(folder)

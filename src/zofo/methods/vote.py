@@ -1,6 +1,6 @@
-"""A vote: several displaced models answer in one batch, and what most of them say is the answer.
+"""A vote: several displaced models answer in one batch, and the majority answer wins.
 
-Source: RandOpt and CoRP, which keep the best members of one random population and let them vote.
+Source: RandOpt and CoRP, which let the best members of one random population vote.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ AnswersOf = Callable[[nn.Module, Any], Sequence[Any]]
 
 
 def winner(answers: Sequence[Any]) -> int:
-    """The place of the answer that is given most often, where it is given first; of equals, that of the first member.
+    """The index of the first member that gives the most frequent answer; ties go to the answer of the earlier member.
 
     Args:
-        answers: of the members, the best one first. Texts are compared in lower case, by their words.
+        answers: answers of the members, the best member first. Texts are compared in lower case, word by word.
     """
     said = [" ".join(one.lower().split()) if isinstance(one, str) else one for one in answers]
     first = {one: said.index(one) for one in said}
@@ -39,11 +39,11 @@ def winner(answers: Sequence[Any]) -> int:
 
 
 class Vote:
-    """The answers of members theta + x_k, and of these the one that most of them give.
+    """The answers of members theta + x_k, and the one that most of them give.
 
     Args:
         members: x_k, the best one first.
-        build: what asks a model at points; built when a model is first asked.
+        build: builds the evaluator of a model, when the model is first used.
     """
 
     def __init__(self, members: Sequence[Displacement], build: Callable[[Any], Evaluator]) -> None:
@@ -51,11 +51,11 @@ class Vote:
         self._build, self._built = build, dict[int, Evaluator]()
 
     def of_each(self, model: nn.Module, batch: Any, answers: AnswersOf, points: Sequence[Displacement]) -> list[Any]:
-        """What `answers` gives at each point, by example: lists of as many as there are points.
+        """The result of `answers` at each point, by example: lists with one entry per point.
 
         Args:
             batch: with `examples`, no two of them the same object.
-            answers: (model, batch) -> something of each example.
+            answers: (model, batch) -> a value per example.
         """
         places = {id(one): place for place, one in enumerate(batch.examples)}
         found: list[list[Any]] = [[] for _ in places]
@@ -76,8 +76,8 @@ class Vote:
     def score(self, model: nn.Module, batch: Any, by: str) -> torch.Tensor:
         """The logarithm of each candidate's share of the votes, [E, C].
 
-        A winner by a tie has half a vote more, and so that no candidate is impossible, a hundredth of what a vote is
-        apart is the mean of the members' probabilities.
+        The winner of a tie gets an extra half vote. To give every candidate a probability, a hundredth of the weight of
+        a vote is the mean of the members' probabilities.
         """
         tables = self.of_each(model, batch, lambda model, some: list(scores(model, some, by).cpu()), self.members)
         count, rows = len(self.members), []
@@ -91,13 +91,13 @@ class Vote:
         return torch.stack(rows).log().float()
 
     def write(self, model: nn.Module, examples: Sequence[Any], how: Generation) -> list[str]:
-        """The text that most members write after each prompt, as the best of these wrote it."""
+        """The majority text after each prompt, as the best of its members wrote it."""
         batch = Prompts(tuple(examples), how.tokenizer.pad_token_id)
         texts = self.of_each(model, batch, lambda model, some: generate(model, some.examples, how), self.members)
         return [said[winner(said)] for said in texts]
 
     def _evaluator(self, model: nn.Module, batch: Any) -> Evaluator:
-        """What asks this model; the first time, it is checked by what the model thinks of the first rows."""
+        """The evaluator of this model. On first use it is checked with the model's predictions for the first rows."""
         known = self._built.get(id(model))
         if known is None:
             known = self._build(model)
@@ -107,13 +107,13 @@ class Vote:
 
 
 def save_members(members: Sequence[Displacement], folder: Path) -> None:
-    """Write the members of a vote as `vote.json`: [seed, step, index, coefficient] of each term."""
+    """Write the members of a vote to `vote.json`: [seed, step, index, coefficient] for each term."""
     content = {"members": [of_displacement(member) for member in members]}
     atomic_write_text(folder / VOTE, json.dumps(content) + "\n")
 
 
 def read_members(path: Path) -> tuple[Displacement, ...]:
-    """The members that such a file holds, the best one first.
+    """Read the members from such a file, the best one first.
 
     Raises:
         RunError: it is damaged.
@@ -129,7 +129,7 @@ def read_members(path: Path) -> tuple[Displacement, ...]:
 
 @dataclass(frozen=True)
 class Prompts:
-    """A batch of examples of which the prompts alone are asked."""
+    """A batch of examples of which only the prompts are used."""
 
     examples: tuple[Any, ...]
     pad: int
@@ -139,21 +139,22 @@ class Prompts:
 
     @property
     def row_examples(self) -> torch.Tensor:
-        """Each example is a row."""
+        """The example of each row."""
         return torch.arange(len(self.examples))
 
     def part(self, start: int, stop: int) -> Prompts:
-        """Some of them."""
+        """A part of the batch."""
         return Prompts(self.examples[start:stop], self.pad)
 
     def repeated(self, times: int) -> Prompts:
-        """All of them, several times."""
+        """The batch repeated several times."""
         return Prompts(self.examples * times, self.pad)
 
 
 def _first_loss(model: nn.Module, batch: Any) -> torch.Tensor:
-    """A number of each row that every weight has a part in: -log p of the likeliest token after the prompt, or minus
-    the best score of a candidate."""
+    """A value per row that depends on every weight.
+
+    -log p of the most likely token after the prompt, or minus the best score of a candidate."""
     if not isinstance(batch, Prompts):
         return -scores(model, batch, "mean").amax(dim=1)
     device = next(model.parameters()).device

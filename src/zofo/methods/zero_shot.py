@@ -1,4 +1,4 @@
-"""The model as it is, with and without solved examples before the prompt: baselines that only read.
+"""The unchanged model, without and with solved examples in the prompt: baselines without training.
 
 In-context learning: Brown et al. (2020), "Language Models are Few-Shot Learners".
 """
@@ -21,7 +21,7 @@ class ZeroShotConfig(MethodConfig):
     """Which method."""
 
     def check_task(self, task: TaskConfig) -> None:
-        """There are no demonstrations."""
+        """Check that there are no demonstrations."""
         if task.num_fewshot:
             raise ConfigError(
                 f"method={self.name} has no demonstrations, but task.num_fewshot is {task.num_fewshot}",
@@ -31,7 +31,7 @@ class ZeroShotConfig(MethodConfig):
 
 @METHODS.register("zero-shot")
 class ZeroShot(Method):
-    """The model as it is: no step is made."""
+    """The unchanged model: no step is made."""
 
     Config: ClassVar[type[MethodConfig]] = ZeroShotConfig
     paper = "the model as it is, scored on the task's prompt"
@@ -49,11 +49,11 @@ class ZeroShot(Method):
         raise AssertionError("a method that only reads makes no step")
 
     def save(self, folder: Path) -> None:
-        """Nothing: the model is as it was."""
+        """Saves nothing: the model is unchanged."""
 
 
 class InContextConfig(MethodConfig):
-    """Configuration of `in-context`; how many demonstrations, and whose, are options of the task."""
+    """Configuration of `in-context`. The number and origin of the demonstrations are options of the task."""
 
     task_defaults = {"num_fewshot": 4}
 
@@ -61,14 +61,14 @@ class InContextConfig(MethodConfig):
     """Which method."""
 
     def check_task(self, task: TaskConfig) -> None:
-        """There are demonstrations."""
+        """Check that there are demonstrations."""
         if not task.num_fewshot:
             raise ConfigError(f"method={self.name} needs demonstrations", "set task.num_fewshot=4, or method=zero-shot")
 
 
 @METHODS.register("in-context")
 class InContext(ZeroShot):
-    """The model as it is, with `task.num_fewshot` solved rows of train before each prompt, by default 4."""
+    """The unchanged model, with `task.num_fewshot` solved training rows before each prompt, by default 4."""
 
     Config = InContextConfig
     paper = "Brown et al. 2020, Language Models are Few-Shot Learners"

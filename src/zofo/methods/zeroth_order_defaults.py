@@ -12,10 +12,10 @@
 | `evaluator` | noise with factors, and no adapter that hinders it | `in-forward` |
 | | otherwise | `in-place` |
 
-An adapter that is `projects_weights` has the numbers of weights. A rate is a quarter of the largest stable one of
-SmolLM2-135M on two tasks; see docs/methods.md, and `zofo tune lr` for a model of your own. Where a method adds several
-slopes of one loss, it is divided by their number. The rates and the epsilon of other adapters stand in their class, see
-`PeftAdapters`.
+An adapter with `projects_weights` has the defaults of weights. A rate is a quarter of the largest stable one of
+SmolLM2-135M on two tasks; see docs/methods.md, and `zofo tune lr` for your own model. If a method adds up several
+slopes of one loss, the rate is divided by their number. The rates and the epsilon of other adapters are defined in
+their class; see `PeftAdapters`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Adapter = type[PeftAdapters] | None
 
 
 def default_lr(given: Mapping[str, Any], moved: Adapter) -> float:
-    """The learning rate of plain SGD."""
+    """The default learning rate of plain SGD."""
     if given.get("normalize_by_std"):
         return LR_OVER_SPREAD
     if moved is not None and not moved.projects_weights:
@@ -45,14 +45,14 @@ def default_lr(given: Mapping[str, Any], moved: Adapter) -> float:
 
 
 def default_epsilon(moved: Adapter, half: bool) -> float | None:
-    """The distance of a probe; None leaves it to the estimator."""
+    """The default distance of a probe; None leaves it to the estimator."""
     if moved is not None and not moved.projects_weights:
         return moved.zo_epsilon
     return EPSILON_OF_HALF if half else None
 
 
 def default_evaluator(noise: Any, moved: Adapter, beside: Adapter) -> str:
-    """The name of the evaluator, where first-order steps train an adapter `beside`."""
+    """The name of the default evaluator; `beside` says whether first-order steps train an adapter."""
     factored = isinstance(noise, str) and noise in NOISES and issubclass(NOISES[noise], FactoredNoise)
     carried = (moved is None or moved.zo_in_forward) and (beside is None or beside.theta_in_forward)
     return "in-forward" if factored and carried else "in-place"

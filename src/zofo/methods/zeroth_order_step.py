@@ -1,4 +1,4 @@
-"""A zeroth-order step: how methods configure it, and the parts of it built to work together."""
+"""The zeroth-order step: its configuration, and its parts, built to work together."""
 
 from __future__ import annotations
 
@@ -88,9 +88,10 @@ class ZerothOrderConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, given: Any, info: ValidationInfo) -> Any:
-        """The defaults that other options and the model's number type decide; see `zofo.methods.zeroth_order_defaults`.
+        """Set the defaults that depend on other options and the model's dtype; see
+        `zofo.methods.zeroth_order_defaults`.
 
-        The number type stands in the context of the validation, as `dtype`; without one it is not half precision.
+        The dtype is in the validation context as `dtype`; without it, the model is assumed not to be in half precision.
         """
         if not isinstance(given, dict):
             return given
@@ -112,21 +113,21 @@ class ZerothOrderConfig(Config):
 
     @classmethod
     def default_lr(cls, given: Mapping[str, Any], moved: type[PeftAdapters] | None) -> float:
-        """The rate of a rule that is plain SGD."""
+        """The default rate of plain SGD."""
         return default_lr(given, moved)
 
     @property
     def moved(self) -> AdapterConfig | None:
-        """The adapter whose tensors the steps move; None where they are the model's own weights."""
+        """The adapter whose tensors the steps move; None if they move the model's own weights."""
         return None if self.moved_adapter is None else getattr(self, self.moved_adapter)
 
     @property
     def points(self) -> int:
-        """At how many points a step asks for a loss."""
+        """The number of points at which a step computes losses."""
         return len(self.estimator.build().ask([Key(0, 0, number) for number in range(self.num_directions)]))
 
     def forwards(self, examples: int, times: float = 1.0) -> Pass:
-        """What it takes to ask for the losses of some examples at all points of a step, so often on average."""
+        """The pass that computes the losses of some examples at all points of a step, `times` times on average."""
         points = self.points
         evaluator, options = EVALUATORS[self.evaluator.name], self.evaluator.options
         copies = RULES[self.rule.name].dense_buffers + evaluator.copies
@@ -148,7 +149,7 @@ class ZerothOrderConfig(Config):
         return self
 
     def replay_header(self) -> dict[str, Any]:
-        """The parts that a replay is made of, as they are configured."""
+        """The configured parts that a replay needs."""
         return self.model_dump(mode="json", include=_REPLAYED)
 
 
@@ -156,14 +157,14 @@ class ZerothOrder:
     """Backbone, evaluator, estimator and rule, built to work together.
 
     Args:
-        config: which parts.
-        model: whose weights move.
-        seed: of the run.
-        batch_size: examples a batch.
+        config: selects the parts.
+        model: the model whose weights move.
+        seed: seed of the run.
+        batch_size: examples per batch.
         among: the parameters that may move, such as an adapter's; by default all.
-        unused: the names of those that no forward uses; they stay, unless they are named.
-        processes: that make the step together.
-        own_examples: whether each of them brings its own; else they share out those of each batch.
+        unused: names of parameters that no forward uses; they do not move unless a pattern names them.
+        processes: the processes that make the step together.
+        own_examples: whether each process brings its own examples; otherwise they split each batch.
     """
 
     def __init__(
@@ -218,12 +219,13 @@ class ZerothOrder:
 
     @property
     def notes(self) -> list[str]:
-        """Which tensors stay that a user may expect to move."""
+        """Which tensors do not move, though a user may expect it."""
         return [*self._notes, *self.evaluator.notes]
 
     def replay_header(self, header: Mapping[str, Any]) -> dict[str, Any]:
-        """The header of a trajectory, with the names of the tensors that move, which a replay cannot find out, and with
-        `flush_every` where the evaluator has another than it is configured with."""
+        """The header of a trajectory, with the names of the tensors that move, which a replay cannot find out itself.
+
+        Also `flush_every`, if the evaluator uses another than the configured one."""
         together, said = self.theta.flush_every, header["evaluator"].get("flush_every", 1)
         trainable = list(self.backbone.parameters) if self.evaluator.left_out else self._trainable
         return {**header, "trainable": trainable, **({} if together == said else {"flush_every": together})}
@@ -239,14 +241,14 @@ class ZerothOrder:
         """The directions of one step.
 
         Args:
-            step: its number.
+            step: number of the step.
             first: number of the first example of the batch; for a second batch in the same step, the size of the first.
-            after: how many sets of directions this step has used already; gives the next set.
-            examples: in the batch, where it is not of the configured size.
-            sharing: who shares a direction, in place of what is configured.
+            after: how many sets of directions this step has used already; returns the next set.
+            examples: size of the batch, if it is not the configured one.
+            sharing: which examples share a direction, instead of the configured value.
 
         Raises:
-            ConfigError: more groups of examples than a step has keys for.
+            ConfigError: there are more groups of examples than keys in a step.
         """
         group = self._group if sharing is None else _group_size(sharing)
         start = after * self._num_directions
@@ -264,7 +266,7 @@ class ZerothOrder:
         return [[key._replace(index=key.index + group) for group in groups] for key in keys]
 
     def check_addable(self, method: str) -> None:
-        """Raises ConfigError for an estimator whose estimates of several losses do not add up to that of their sum."""
+        """Raise ConfigError if the estimates of several losses do not add up to the estimate of their sum."""
         if not self.estimator.linear:
             raise ConfigError(
                 f"{method} adds the estimates of several losses, and those of method.estimator do not follow the size "
@@ -273,7 +275,7 @@ class ZerothOrder:
             )
 
     def check_direction_sharing(self, option: str, directions: DirectionSharing, evaluator: str) -> None:
-        """Raises ConfigError for examples with directions of their own that the evaluator cannot give them."""
+        """Raise ConfigError if examples have their own directions and the evaluator does not support that."""
         if _group_size(directions) and not self.evaluator.per_example:
             raise ConfigError(
                 f"method.{option} is {directions!r}, but the evaluator {evaluator!r} gives all examples of a batch the "
@@ -282,10 +284,10 @@ class ZerothOrder:
             )
 
     def rate(self, lr_factor: float) -> float | None:
-        """The learning rate of a step, as a rule takes it: None for the rule's own.
+        """The learning rate of a step, as a rule takes it; None for the rule's own.
 
         Raises:
-            ConfigError: a rule without a learning rate, which a schedule cannot change.
+            ConfigError: a schedule is set, but the rule has no learning rate.
         """
         if lr_factor == 1:
             return None
@@ -297,8 +299,9 @@ class ZerothOrder:
         return float(self._lr) * lr_factor
 
     def sgd_rate(self, lr_factor: float) -> float | None:
-        """The learning rate of a step that moves theta by so many times an unbiased estimate; None for any other step,
-        such as one whose directions a mask keeps a part of."""
+        """The learning rate, if a step moves theta by -rate times an unbiased estimate; otherwise None.
+
+        None, for example, if a mask keeps only a part of the directions."""
         unbiased = self.estimator.linear and not self._normalize_by_std and not self._masked
         plain = unbiased and self.rule.plain and not self.rule.displacement_decay
         return float(self._lr) * lr_factor if plain and self._lr is not None else None
@@ -306,13 +309,13 @@ class ZerothOrder:
     def step(
         self, number: int, asks: Sequence[LossRequest], rate: float | None = None, examples: int | None = None
     ) -> tuple[Estimate, Update]:
-        """Ask along the directions of step `number`, estimate, and update the backbone.
+        """Compute losses along the directions of step `number`, estimate the gradient, and update the backbone.
 
         Args:
-            number: of the step.
+            number: number of the step.
             asks: the objective, and its batches.
-            rate: the learning rate, in place of the rule's own; see `rate`.
-            examples: in the batches, where they are not of the configured size.
+            rate: the learning rate instead of the rule's own; see `rate`.
+            examples: size of the batches, if it is not the configured one.
         """
         directions = self.directions(number, examples=examples)
         with self.evaluator.probe(asks, self.estimator.ask(directions)) as probe:
@@ -325,7 +328,7 @@ class ZerothOrder:
         return estimate, update
 
     def state_dict(self, weights: bool) -> StateDict:
-        """What the rule remembers; with `weights` also theta, and what waits to be written into it."""
+        """The state of the rule; with `weights` also theta and pending updates."""
         state = self.state
         rule = StateDict({"steps": state.steps, "momentum": of_displacement(state.momentum)})
         if state.mean_square is not None:
@@ -339,7 +342,7 @@ class ZerothOrder:
         return whole.put("theta", StateDict({}, dict(self.backbone.tensors))) if weights else whole
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Take back what `state_dict` gave."""
+        """Load the state that `state_dict` returned."""
         rule = state.part("rule")
         buffers: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in rule.tensors.items():
@@ -357,7 +360,7 @@ class ZerothOrder:
             load_tensors_state(list(own.values()), tensors_to_state([theta[name] for name in own]))
 
     def save(self, folder: Path) -> None:
-        """For half precision, the moved tensors: their rounding in every step is not in the trajectory."""
+        """Save the moved tensors in half precision: their rounding is not in the trajectory."""
         if self.backbone.is_corrupt:  # an interrupt inside a sweep: what the tensors hold is worth nothing
             return
         self.theta.flush()

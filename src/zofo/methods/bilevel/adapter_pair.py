@@ -21,7 +21,7 @@ VARIANTS = ("adapter", "lower_adapter")
 
 
 class AdapterPair:
-    """p and s, each with an optimiser of its own."""
+    """p and s, each with its own optimizer."""
 
     def __init__(self, adapters: Adapters, config: BilevelConfig, context: TrainingContext, counts: Counts) -> None:
         self.adapters = adapters
@@ -32,7 +32,7 @@ class AdapterPair:
         self._step_s = FirstOrderStep(context.model, self._s, config, config.lr_lower, context.seed, "s")
 
     def inner_step(self, number: int, batch: Any, lr_factor: float = 1.0) -> float:
-        """Step `number` on s for F(theta, s; batch); gives the loss before it."""
+        """Make step `number` on s for F(theta, s; batch); returns the loss before the step."""
         with self.adapters.using(VARIANTS[1]):
             losses = self._gradient.accumulate(self._s, self._objective, batch)
         self._step_s.step(number, lr_factor)
@@ -48,19 +48,19 @@ class AdapterPair:
     ) -> tuple[float | None, float]:
         """p.grad <- grad F(theta, p; b_f) + penalty grad F(theta, p; b_p), one graph after the other.
 
-        The gradient is multiplied, in p's own number type, and not the loss: a large penalty does not go through the
-        backward pass of a model in half precision.
+        The gradient is multiplied, in p's dtype, not the loss, so that a large penalty does not pass through a
+        half-precision backward.
 
         Args:
-            b_f: a batch of D_f; None leaves its term out.
+            b_f: a batch of D_f; None omits its term.
             b_p: a batch of D_p.
-            penalty: of the step.
+            penalty: the penalty of this step.
             upper: the objective on D_f; by default F.
-            theta: further tensors, which p and s have in common. Their `.grad`, which must be None, becomes that of
-                F(theta, p; b_f) + penalty (F(theta, p; b_p) - F(theta, s; b_p)), by a backward pass more.
+            theta: tensors that p and s have in common. Their `.grad`, which must be None, becomes that of F(theta, p;
+                b_f) + penalty (F(theta, p; b_p) - F(theta, s; b_p)), at the cost of one more backward pass.
 
         Returns:
-            F(theta, p; b_f), None where it was left out, and F(theta, p; b_p).
+            F(theta, p; b_f), or None if omitted, and F(theta, p; b_p).
         """
         self._step_p.zero_grad()
         with self.adapters.using(VARIANTS[0]):
@@ -78,17 +78,18 @@ class AdapterPair:
         return found.mean().item(), lower
 
     def step_adapter(self, number: int, lr_factor: float = 1.0) -> None:
-        """Step `number` on p along what `differentiate` found."""
+        """Make step `number` on p with the gradient that `differentiate` computed."""
         self._step_p.step(number, lr_factor)
 
     def asks(self, b_f: Any, b_p: Any, upper: Objective | None = None) -> list[LossRequest]:
-        """F(theta, p; b_f), by another objective if one is given, F(theta, p; b_p) and F(theta, s; b_p), as an
-        evaluator is asked for them."""
+        """The asks of an evaluator for F(theta, p; b_f), F(theta, p; b_p) and F(theta, s; b_p).
+
+        The first one uses the objective `upper`, if it is given."""
         p, s = (self.objective(name) for name in VARIANTS)
         return [(self.objective(VARIANTS[0], upper), b_f), (p, b_p), (s, b_p)]
 
     def objective(self, adapter: str, other: Objective | None = None) -> Objective:
-        """The objective, or another one, of the model that carries one of the adapters."""
+        """The objective, or the given one, of the model with one of the adapters."""
 
         def losses(model: nn.Module, batch: Any) -> torch.Tensor:
             with self.adapters.using(adapter):
@@ -97,17 +98,17 @@ class AdapterPair:
         return losses
 
     def state_dict(self) -> StateDict:
-        """Both adapters and optimisers."""
+        """The state of both adapters and their optimizers."""
         return self._step_s.state_in(self._step_p.state_in(StateDict(), "p", "optimizer_p"), "s", "optimizer_s")
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Take back what `state_dict` gave."""
+        """Load the state that `state_dict` returned."""
         self._step_p.load_state_of(state, "p", "optimizer_p")
         self._step_s.load_state_of(state, "s", "optimizer_s")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """While it is open an outer step is made: one that is abandoned takes its steps on s back, too."""
+        """Context of an outer step: if it is abandoned, its steps on s are undone, too."""
         try:
             with self._step_s.undone_by_non_finite():
                 yield

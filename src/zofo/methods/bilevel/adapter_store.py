@@ -1,4 +1,4 @@
-"""Where the adapters of tasks lie that no step is looking at."""
+"""Storage for the adapters of tasks that are not in the current step."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WHOLE = "tensors"  # what the file of a task is called among what is kept of it
 
 
 class AdapterStore:
-    """Adapters and the state of their optimisers by task: copies in the CPU's memory, or files that end with it.
+    """Adapters and their optimizer states by task: copies in CPU memory, or temporary files.
 
     Args:
-        where: `cpu`, or `disk` for a folder among the system's temporary ones (TMPDIR).
+        where: `cpu`, or `disk` for a temporary folder (see TMPDIR).
     """
 
     def __init__(self, where: Where) -> None:
@@ -36,14 +36,14 @@ class AdapterStore:
 
     @property
     def names(self) -> list[str]:
-        """The tasks that something was kept of, in the order in which they came."""
+        """The tasks in the store, in the order in which they were added."""
         return list(self._kept)
 
     def put(self, task: str, state: StateDict) -> None:
-        """Keep a copy, in place of what was kept of the task.
+        """Store a copy, replacing that of the task.
 
         Raises:
-            RunError: the disk is full or cannot be written; what was kept is as it was.
+            RunError: the disk is full or cannot be written. What was stored before is unchanged.
         """
         if self._folder is None:
             tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors.items()}
@@ -64,14 +64,14 @@ class AdapterStore:
         self._kept[task] = StateDict(state.values, {}, {_WHOLE: whole})
 
     def get(self, task: str) -> StateDict | None:
-        """What is kept of a task, to be read only; None for nothing."""
+        """The stored state of a task, read-only; None if there is none."""
         kept = self._kept.get(task)
         if kept is None or not kept.files:
             return kept
         return StateDict(kept.values, load_file(kept.files[_WHOLE]))
 
     def remember_in(self, whole: StateDict, name: str, task: str) -> None:
-        """Put what is kept of a task into a whole, under a name: on disk, as its file."""
+        """Add the stored state of a task to a state dict under a name; from disk, as its file."""
         kept = self._kept[task]
         if kept.files:
             whole.put_file(name, kept.values, kept.files[_WHOLE])

@@ -1,4 +1,4 @@
-"""The zeroth-order step of a bilevel problem on theta, of one task or of several."""
+"""The zeroth-order step on theta of a bilevel problem, for one task or several."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from zofo.state_dict import StateDict
 
 
 class BackboneStep:
-    """The step on theta in a bilevel problem, of one task or of several: zeroth-order, or a control in its place.
+    """The step on theta in a bilevel problem, for one task or several: zeroth-order, or a control experiment.
 
-    theta <- theta - lr [pg F(p; B_f) + penalty (pg F(p; B_p) - pg F(s; B_p))] z, by whatever rule. With several tasks
-    each F is the mean over them, each with its own p and s: one z for all, or one for each example.
+    theta <- theta - lr [pg F(p; B_f) + penalty (pg F(p; B_p) - pg F(s; B_p))] z, with any rule. With several tasks each
+    F is the mean over them, each with its own p and s: one z for all, or one per example.
 
-    Build it before peft attaches adapters, so that names stay the model's.
+    Build it before peft attaches adapters, which rename the model's tensors.
 
     Args:
-        config: of the method. Of the controls, `frozen` leaves theta as it is, without a forward; `random` moves it
-            along other directions, by as much.
-        context: whose model moves, and by which seed.
-        log_ties: the upper objective has no gradient: log its mean, and how often a direction told nothing of it.
+        config: configuration of the method. Of the controls, `frozen` keeps theta, without a forward; `random` moves it
+            along other directions, by the same amount.
+        context: has the model and the seed.
+        log_ties: the upper objective has no gradient: log its mean, and how often a direction did not change it.
         among: the tensors that move; None for the model's own.
 
     Attributes:
-        backbone: what moves; None for `frozen`, as are the next two.
-        rule: how.
-        evaluator: what writes.
-        control: takes a gradient's part off the noise of each step, where the method has set it; it is a part of theta.
-        counts: of the work of the whole method.
-        points: at which each of the three losses is asked for; 0 for `frozen`.
+        backbone: the tensors that move; None for `frozen`, as are the next two.
+        rule: the update rule.
+        evaluator: computes the losses.
+        control: the control variate, if the method has set one; it is a part of theta.
+        counts: the work of the whole method.
+        points: number of points of each of the three losses; 0 for `frozen`.
 
     Raises:
         ConfigError: loss-spread steps.
@@ -89,13 +89,13 @@ class BackboneStep:
         return () if self.control is None else self.control.parameters
 
     def begin(self) -> None:
-        """Get ready for first-order steps, which look at the weights."""
+        """Prepare for first-order steps, which read the weights."""
         self.flush()
         if self.control is not None:
             self.control.zero_grad()
 
     def add_grad(self, weight: float = 1.0) -> None:
-        """Take what first-order steps have left in `.grad` of these tensors, multiplied by `weight`."""
+        """Collect the `.grad` that first-order steps left in these tensors, multiplied by `weight`."""
         if self.control is not None:
             self.control.add_grad(weight)
 
@@ -105,13 +105,13 @@ class BackboneStep:
         """Make step `number`.
 
         Args:
-            number: of the outer step.
+            number: number of the outer step.
             asks: F(theta, p; B_f) of every task, then all F(theta, p; B_p), then all F(theta, s; B_p).
-            examples: in all B_f together, and in all B_p together.
-            lr_factor: of the learning rate, in this step.
+            examples: number of examples in all B_f together, and in all B_p together.
+            lr_factor: factor of the learning rate in this step.
 
         Returns:
-            What a log holds of it, and what happened to theta; None where that is not all, but an adapter moved, too.
+            The entries of the log, and the update of theta; None if an adapter that is part of theta moved as well.
         """
         if self._zo is None:
             return {"backbone_distance": 0.0}, None
@@ -148,21 +148,21 @@ class BackboneStep:
         return coefficients, update if control is None else None
 
     def sgd_rate(self, lr_factor: float) -> float | None:
-        """The learning rate of a step that moves theta by so many times the estimate; None for any other."""
+        """The learning rate, if the step moves theta by -rate times the estimate; otherwise None."""
         return None if self._zo is None or self._random else self._zo.sgd_rate(lr_factor)
 
     def flush(self) -> None:
-        """Write what is pending, for whoever looks at the weights next."""
+        """Write pending updates, so that the weights can be read."""
         if self._zo is not None:
             self._zo.theta.flush()
 
     def check(self, asks: Sequence[LossRequest]) -> None:
-        """Find out whether the model can be asked for the losses of a step."""
+        """Check that the evaluator can compute the losses of a step."""
         if self._zo is not None:
             self._zo.evaluator.check(asks)
 
     def notes(self) -> list[str]:
-        """Warnings: the penalty multiplies rounding, or makes the rate too high; `flush_every` has no effect; theta is
+        """Warnings: the penalty amplifies rounding or makes the rate too high; `flush_every` has no effect; theta is
         copied."""
         zo, rule = self._zo, self._config.rule
         if zo is None:
@@ -184,7 +184,7 @@ class BackboneStep:
         return [note for note in notes if note]
 
     def _folding_note(self) -> str | None:
-        """What to say of a `flush_every` that was asked for; else None."""
+        """The message about a `flush_every` without effect; else None."""
         evaluator = self._config.evaluator
         usual = EvaluatorConfig.model_validate(evaluator.name).options.get("flush_every")
         if (asked := evaluator.options.get("flush_every")) in (usual, 1):
@@ -195,12 +195,12 @@ class BackboneStep:
         )
 
     def replay_header(self) -> dict[str, Any]:
-        """What a replay of the steps on theta needs to know."""
+        """What a replay of the steps on theta needs."""
         header = self._config.replay_header()
         return header if self._zo is None else self._zo.replay_header(header)
 
     def remember_in(self, whole: StateDict, weights: bool) -> StateDict:
-        """Put what a checkpoint holds of it into what it holds of the method; see `Method.state_dict`."""
+        """Add its state to that of the method; see `Method.state_dict`."""
         if self._zo is None:
             return whole.put("counts", StateDict(dict(self.counts.as_dict())))
         if self.control is not None:
@@ -208,7 +208,7 @@ class BackboneStep:
         return whole.put("zo", self._zo.state_dict(weights)).put("moved", self._moved.state_dict())
 
     def load_state_dict(self, whole: StateDict) -> None:
-        """Take back what `remember_in` put there."""
+        """Load the state that `remember_in` added."""
         if self._zo is None:
             self.counts.become(Counts(**whole.part("counts").values))
         else:
@@ -218,13 +218,13 @@ class BackboneStep:
             self.control.load_state_dict(whole.part("control_variate"))
 
     def save(self, folder: Path) -> None:
-        """Write the weights of theta, where they are not said by the trajectory."""
+        """Save the weights of theta, if the trajectory does not determine them."""
         if self._zo is not None:
             self._zo.save(folder)
 
 
 def _side_by_side(*batches: Sequence[Direction]) -> list[Direction]:
-    """The directions of batches that are asked together: one that all share, or those of all their examples."""
+    """The directions of concatenated batches: one that all share, or those of all their examples."""
     return [
         each[0] if isinstance(each[0], Key) else [key for direction in each for key in direction]
         for each in zip(*batches, strict=True)
@@ -232,13 +232,13 @@ def _side_by_side(*batches: Sequence[Direction]) -> list[Direction]:
 
 
 def _pairs(some: Sequence[Direction], others: Sequence[Direction]) -> list[tuple[Key, Key]]:
-    """The keys of some directions, each with the one that stands in its place in the others."""
+    """The keys of some directions, each with its counterpart in the others."""
     flat = [[key for one in each for key in ([one] if isinstance(one, Key) else one)] for each in (some, others)]
     return list(zip(*flat, strict=True))
 
 
 def _elsewhere(gradient: Displacement, others: Mapping[Key, Key]) -> Displacement:
-    """A sum of as many terms, with the same |coefficients|, along other keys, whose streams give the signs."""
+    """A sum with the same number of terms and the same |coefficients| along other keys, with random signs."""
 
     def sign(key: Key) -> float:
         return -1.0 if int(random_words(key, "bilevel/sign", 0, 1, torch.device("cpu"))) < 0 else 1.0

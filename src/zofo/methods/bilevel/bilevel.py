@@ -48,21 +48,21 @@ class Bilevel(Method):
     4. a zeroth-order step on theta for F(theta, p; B_f) + penalty (F(theta, p; B_p) - F(theta, s; B_p)), one z for all
        three, or one for each example, which has the same z with p and with s.
 
-    3 and 4 both read the old theta and p. The losses are float32 and each example's two are subtracted before anything
-    is averaged or multiplied by the penalty.
+    3 and 4 both use the old theta and p. Losses are float32, and the two losses of each example are subtracted before
+    any average, and before the penalty multiplies them.
 
-    With `upper_objective`, F(theta, p; D_f) is another function than F on D_p, such as accuracy or a reward. One
-    without a gradient leaves its term out of 3, or has F in its place there (`upper_surrogate`), so that it moves theta
-    alone: the one part of the problem that a first-order step cannot do.
+    With `upper_objective`, F on D_f is another function than F on D_p, such as accuracy or a reward. If it has no
+    gradient, its term is omitted from 3, or replaced by F there (`upper_surrogate`), so that it moves theta alone: the
+    part of the problem that a first-order step cannot do.
 
-    Two controls differ in 4 alone: `frozen` leaves it out, with its forwards; `random` moves theta along other
-    directions, by as much.
+    Two control experiments differ in 4 only: `frozen` omits it, with its forwards; `random` moves theta along other
+    directions, by the same amount.
 
     Args:
         adapters: p and s, called `adapter` and `lower_adapter`; by default as configured, on the context's model.
 
     Raises:
-        ConfigError: loss-spread steps, or too few examples for a batch of D_f.
+        ConfigError: steps are normalised by the spread of the losses, or there are too few examples for a batch of D_f.
     """
 
     Config = BilevelConfig
@@ -114,7 +114,7 @@ class Bilevel(Method):
 
     @property
     def _follows(self) -> TrainingContext | None:
-        """Whose objective on D_f the step on p follows; None for none."""
+        """The objective on D_f that the step on p follows; None for none."""
         if not self._upper.log_ties:
             return self._upper
         return self._context if self._config.upper_surrogate else None
@@ -171,7 +171,7 @@ class Bilevel(Method):
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
-        """While it is open, `model` carries the given adapter."""
+        """Context in which `model` has the given adapter."""
         self._theta.flush()
         with self._adapters.using(variant):
             yield
@@ -190,7 +190,7 @@ class Bilevel(Method):
         self._theta.load_state_dict(state)
 
     def save(self, folder: Path) -> None:
-        """Both adapters, as the peft folders `adapter` (p) and `lower_adapter` (s)."""
+        """Save both adapters, as the peft folders `adapter` (p) and `lower_adapter` (s)."""
         if self._config.moved is None:  # else theta is in both
             self._theta.save(folder)
         for name in self.variants:
@@ -198,10 +198,10 @@ class Bilevel(Method):
 
 
 def _upper(config: BilevelConfig, context: TrainingContext) -> TrainingContext:
-    """The context whose objective is that on D_f.
+    """The context with the objective on D_f.
 
     Raises:
-        ConfigError: an objective of that name does not suit the task, or a surrogate has nothing to stand for.
+        ConfigError: the objective does not suit the task, or a surrogate has nothing to replace.
     """
     upper = context
     if config.upper_objective is not None:
@@ -220,8 +220,8 @@ def _upper(config: BilevelConfig, context: TrainingContext) -> TrainingContext:
 
 
 def attach_pair(config: BilevelConfig, context: TrainingContext, theta: BackboneStep) -> tuple[Adapters, AdapterStart]:
-    """p and s, of one task or of one after the other; and the control variate of theta's step, where there is one,
-    beneath them."""
+    """p and s, for one task or reused for several; and beneath them the control variate of theta's step, if there is
+    one."""
     if config.control_variate is None:
         return attach_adapters(config.adapter, context, VARIANTS, config.batch_size)
     assert theta.backbone is not None  # or the configuration is refused
@@ -232,14 +232,14 @@ def attach_pair(config: BilevelConfig, context: TrainingContext, theta: Backbone
 
 
 def inner_notes(config: BilevelConfig) -> list[str]:
-    """What to say of steps that leave the inner problem as it is."""
+    """A message about steps that do not change the inner problem."""
     if config.inner_steps:
         return []
     return ["method.inner_steps is 0: s stays as it starts, and the penalty holds p to that, and to no solution below"]
 
 
 def split_indices(seed: int, rows: int) -> tuple[list[int], list[int]]:
-    """The numbers of the rows of D_f and of D_p: a third, drawn by seed, and the rest."""
+    """The row numbers of D_f (a third, drawn by seed) and of D_p (the rest)."""
     order = permutation(Key(seed, 0), "bilevel/split", rows)
     third, _ = split_sizes(rows)
     return order[:third], order[third:]
@@ -249,7 +249,7 @@ def split(context: TrainingContext, batch_size: int) -> tuple[Sequence[Any], Seq
     """D_f and D_p: the two sets of the context, or a third of its training examples, drawn by seed, and the rest.
 
     Raises:
-        ConfigError: D_f, the smaller one, has fewer than a batch takes.
+        ConfigError: D_f, the smaller set, has fewer examples than a batch.
     """
     if context.lower_examples is not None:
         return context.examples, context.lower_examples

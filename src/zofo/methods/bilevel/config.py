@@ -1,4 +1,4 @@
-"""What a bilevel run is configured by."""
+"""The configuration of a bilevel run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
 
     @classmethod
     def default_lr(cls, given: Mapping[str, Any], moved: type[PeftAdapters] | None) -> float:
-        """That of `mezo` over 1 + the largest penalty, which is how many slopes add up to the method's."""
+        """The default of `mezo` divided by 1 + the largest penalty, since the step adds up that many slopes."""
         return super().default_lr(given, moved) / (1 + largest(as_penalty(given.get("penalty", 1.0))))
 
     @model_validator(mode="after")
@@ -84,17 +84,19 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
         return self.upper_objective
 
     def passes(self, rows: int) -> Sequence[Pass]:
-        """Inner steps, the two losses that the step on p follows, one more for a control variate, and three losses at
-        each point for theta's."""
+        """Inner steps, the two losses that the step on p follows, and three losses at each point for the step on theta.
+
+        A control variate takes one more."""
         first = self.backward(self.batch_size, self.inner_steps + 2 + (self.control_variate is not None))
         still = self.backbone_update != "zeroth-order"  # a control, which asks for nothing
         return [first] if still else [first, self.forwards(self.batch_size, 3)]
 
     def epoch(self, rows: Sequence[int]) -> Epoch:
-        """A pass over D_p, two thirds of the rows, by the B_p of the outer steps; D_f is passed twice as often."""
+        """A pass over D_p, two thirds of the rows, by the B_p of the outer steps; D_f is passed over twice in that
+        time."""
         return Epoch(split_sizes(sum(rows))[1], self.batch_size)
 
 
 def split_sizes(rows: int) -> tuple[int, int]:
-    """How many of some training rows are in D_f and in D_p."""
+    """The sizes of D_f and D_p for a number of training rows."""
     return rows // 3, rows - rows // 3

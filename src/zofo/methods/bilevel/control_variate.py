@@ -1,4 +1,4 @@
-"""A first-order control variate for the zeroth-order step on theta: what a frozen-A adapter's gradient knows of it."""
+"""A first-order control variate for the zeroth-order step on theta, from the gradient of a frozen-A adapter."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from zofo.state_dict import StateDict, load_tensors_state, tensors_to_state
 
 
 class FirstOrderControlVariate:
-    """g_hat + (pg(z) - <g_hat, z>) z in place of pg(z) z, with g_hat a projection of theta's gradient G.
+    """Replaces pg(z) z by g_hat + (pg(z) - <g_hat, z>) z, with g_hat a projection of theta's gradient G.
 
-    An adapter W x + B A x with B = 0 at first and the rows of A orthonormal has dL/dB = G A^T, so g_hat = (dL/dB) A is
-    G A^T A, the part of G in the subspace of A. For any direction z that does not depend on it, the estimate has the
-    mean G, and the variance of G - g_hat in place of G: that of pg(z) z times 1 - rho, rho = |g_hat|^2 / |G|^2.
+    An adapter W x + B A x with B = 0 at the start and orthonormal rows of A has dL/dB = G A^T, so g_hat = (dL/dB) A is
+    G A^T A, the part of G in the subspace of A. For a direction z that is independent of it, the estimate has the mean
+    G and the variance of G - g_hat instead of G: that of pg(z) z times 1 - rho, with rho = |g_hat|^2 / |G|^2.
 
-    theta <- theta - lr g_hat is B <- B - lr dL/dB. So theta is the sum of its displaced weights, of which all is in the
-    trajectory, and of B A, which is kept as an adapter is.
+    theta <- theta - lr g_hat is B <- B - lr dL/dB. So theta is the sum of its displaced weights, which the trajectory
+    contains, and of B A, which is saved as an adapter.
 
-    rho is logged as 1 - sum (pg(z) - <g_hat, z>)^2 / sum pg(z)^2 over the run, since these have the means
-    |G - g_hat|^2 and |G|^2.
+    rho is logged as 1 - sum (pg(z) - <g_hat, z>)^2 / sum pg(z)^2 over the run, since the terms have the means |G -
+    g_hat|^2 and |G|^2.
 
     Args:
-        adapters: the one with A frozen and orthonormal, attached beneath those of the method.
-        backbone: theta's own weights; a layer that is not among them is left out.
+        adapters: the adapter with A frozen and orthonormal, attached beneath those of the method.
+        backbone: theta's own weights; other layers are ignored.
 
     Raises:
-        ConfigError: none of the layers is among them.
+        ConfigError: the backbone has none of the adapter's layers.
     """
 
     def __init__(self, adapters: PeftAdapters, backbone: Backbone) -> None:
@@ -58,13 +58,13 @@ class FirstOrderControlVariate:
         self._residuals = self._slopes = 0.0  # sums of squares
 
     def zero_grad(self) -> None:
-        """Forget the gradient, and what was left in `.grad`."""
+        """Reset the gradient, and the `.grad` of the adapter."""
         for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
             parameter.grad = None
             gradient.zero_()
 
     def add_grad(self, weight: float = 1.0) -> None:
-        """Take what `.grad` holds into the gradient, multiplied by `weight`: of a task, its share of the mean."""
+        """Add `.grad` to the gradient, multiplied by `weight` (for a task, its share of the mean)."""
         for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
             if parameter.grad is not None:
                 gradient.add_(parameter.grad, alpha=weight)
@@ -72,11 +72,11 @@ class FirstOrderControlVariate:
 
     @torch.no_grad()
     def corrected(self, gradient: Displacement, keys: Sequence[Key]) -> tuple[Displacement, dict[str, float]]:
-        """The coefficients pg(z) / n with <g_hat, z> / n taken off each, and what a log holds of it.
+        """The coefficients pg(z) / n minus <g_hat, z> / n, and the entries of the log.
 
         Args:
             gradient: pg(z) / n along each of n directions that all examples share.
-            keys: of these.
+            keys: the keys of these directions.
         """
         inner, slopes, n = self._inner(keys), dict(gradient.items()), len(keys)  # a slope of 0 is no term
         left = {key: slopes.get(key, 0.0) - inner[key] / n for key in keys}
@@ -90,7 +90,7 @@ class FirstOrderControlVariate:
         return Displacement(left), found
 
     def _inner(self, keys: Sequence[Key]) -> dict[Key, float]:
-        """<g_hat, z> = sum over layers of <dL/dB, z A^T>, a tensor at a time."""
+        """<g_hat, z> = sum over layers of <dL/dB, z A^T>, one tensor at a time."""
         directions, total = self._backbone.directions(keys), dict.fromkeys(keys, 0.0)
         for (weight, layer), gradient in zip(self._layers.items(), self._gradients, strict=True):
             shape = self._backbone.shapes[weight]
@@ -110,21 +110,21 @@ class FirstOrderControlVariate:
         self.zero_grad()
 
     def state_dict(self) -> StateDict:
-        """B, and what is known of rho."""
+        """B, and the sums for rho."""
         sums = StateDict({"residuals": self._residuals, "slopes": self._slopes})
         return sums.put("b", tensors_to_state(self.parameters))
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Take back what `state_dict` gave."""
+        """Load the state that `state_dict` returned."""
         self._residuals, self._slopes = state.values["residuals"], state.values["slopes"]
         load_tensors_state(self.parameters, state.part("b"))
 
 
 def check_control_variate(config: Any, adapter: AdapterConfig) -> None:
-    """Find out whether the parts of a bilevel configuration leave room for a control variate.
+    """Check that a bilevel configuration can use a control variate.
 
     Raises:
-        ConfigError: they do not; says which.
+        ConfigError: it cannot; the message says which option prevents it.
     """
     fit = ", ".join(name for name in ADAPTERS if ADAPTERS[name].projects_weights)
     rule = config.rule

@@ -1,4 +1,4 @@
-"""Bilevel-ZOFO on many tasks at once: one backbone, an adapter pair for each task.
+"""Bilevel-ZOFO on many tasks at once: one backbone, and a pair of adapters per task.
 
 Shirkavand, Yu, He, Huang (2025), "Bilevel ZOFO: Bridging Parameter-Efficient and Zeroth-Order Techniques for Efficient
 LLM Fine-Tuning and Meta-Training", section 4.2 and appendix B.5.
@@ -54,11 +54,11 @@ class MetaBilevelConfig(BilevelConfig):
     """Where adapters and optimisers of the tasks that a step does not draw are kept: `cpu` or `disk`."""
 
     def passes(self, rows: int) -> Sequence[Pass]:
-        """Those of `bilevel`, for each of the tasks."""
+        """The passes of `bilevel`, for each of the tasks."""
         return [replace(one, times=one.times * self.tasks_per_step) for one in super().passes(rows)]
 
     def epoch(self, rows: Sequence[int]) -> Epoch:
-        """A pass over the D_p of all tasks, where a step draws a batch for each of its tasks: on average."""
+        """A pass over the D_p of all tasks, on average; a step draws a batch for each of its tasks."""
         drawn = min(self.tasks_per_step, len(rows))
         return Epoch(sum(split_sizes(number)[1] for number in rows), self.batch_size, drawn)
 
@@ -75,13 +75,14 @@ class _TaskBatches:
 
 @dataclass(frozen=True)
 class _TaskStep:
-    """A task of a step, after its first-order steps: what the zeroth-order step looks at, and what is kept afterwards.
+    """A task within a step, after its first-order steps: inputs of the zeroth-order step, and what is stored
+    afterwards.
 
     Args:
         pair: the old p and the new s, by variant.
-        b_f: of D_f.
-        b_p: of D_p.
-        after: the new p, the new s, and their optimisers.
+        b_f: a batch of D_f.
+        b_p: a batch of D_p.
+        after: the new p, the new s, and their optimizer states.
     """
 
     pair: dict[str, list[torch.Tensor]]
@@ -97,22 +98,23 @@ class MetaBilevel(Method):
 
     Each task's examples are split D_f : D_p = 1 : 2 by seed; all p_i and s_i start equal. One outer step:
 
-    1. `tasks_per_step` = n of the tasks are drawn, a pure function of seed and step;
+    1. draw `tasks_per_step` = n of the tasks, a pure function of seed and step;
     2. for each of them, steps 1 to 3 of `bilevel` on its own pair: `inner_steps` on s_i, and one on p_i;
     3. one zeroth-order step on theta, with the old p_i and the new s_i, for the mean over the n tasks of
        F_i(theta, p_i; B_f,i) + penalty (F_i(theta, p_i; B_p,i) - F_i(theta, s_i; B_p,i)). That is one function of
-       theta, and one z is used for all of its terms: two points for all tasks, each visited once. With
-       `directions: per-example` or `per-group(n)` tasks have directions of their own.
+       theta, and one z is used for all of its terms: two points for all tasks, each visited once. With `directions:
+       per-example` or `per-group(n)` each task has its own directions.
 
-    With `control_variate`, what a gradient knows of the mean in 3 is taken off the noise of its estimate. That part of
-    theta is one adapter, which all tasks have in common.
+    With `control_variate`, a gradient of the mean in 3 reduces the variance of its estimate. That part of theta is one
+    adapter, shared by all tasks.
 
-    The variant `backbone` is theta with the adapter that a new task would begin with.
+    The variant `backbone` is theta with the initial adapter of a new task.
 
-    A step whose loss is not finite changes nothing, of no task.
+    A step with a non-finite loss changes nothing, in any task.
 
     Raises:
-        ConfigError: examples of one task, or too few of any for a batch; an adapter that is not the model at its start.
+        ConfigError: there is only one task, or too few examples of a task for a batch; or an adapter changes the model
+            before it is trained.
     """
 
     Config = MetaBilevelConfig
@@ -167,7 +169,7 @@ class MetaBilevel(Method):
         return StepLog(coefficients["loss_upper"], taken, coefficients, update, self._theta.sgd_rate(rate))
 
     def _first_order_steps(self, task: _TaskBatches, number: int, penalty: float) -> tuple[_TaskStep, dict[str, float]]:
-        """The steps on s and on p of one task; nothing is kept of them yet. Gives its losses, too."""
+        """The steps on s and p of one task, not stored yet; also returns its losses."""
         pair, inner_steps = self._pair, self._config.inner_steps
         self._load(task.name)
         b_f, b_p = task.batches_f[number], task.batches_p[number]
@@ -185,14 +187,14 @@ class MetaBilevel(Method):
         return _TaskStep(old, b_f, b_p, _copied(pair.state_dict())), found
 
     def _asks(self, tuned: list[_TaskStep]) -> list[LossRequest]:
-        """What `BackboneStep` asks for: all F(p; B_f), all F(p; B_p), all F(s; B_p)."""
+        """The asks of `BackboneStep`: all F(p; B_f), all F(p; B_p), all F(s; B_p)."""
         p, s = VARIANTS
         asks: list[LossRequest] = [(self._with(one, p), one.b_f) for one in tuned]
         asks += [(self._with(one, p), one.b_p) for one in tuned]
         return asks + [(self._with(one, s), one.b_p) for one in tuned]
 
     def _with(self, tuned: _TaskStep, variant: str) -> Objective:
-        """The objective of the model that carries p or s of a task."""
+        """The objective of the model with p or s of a task."""
         carried = self._pair.objective(variant)
 
         def losses(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -204,11 +206,11 @@ class MetaBilevel(Method):
         return losses
 
     def _load(self, task: str) -> None:
-        """Put a task's pair into the model, or a fresh one."""
+        """Load a task's pair into the model, or a new one."""
         self._pair.load_state_dict(self._store.get(task) or self._fresh)
 
     def _score(self, model: nn.Module, batch: Any, by: str) -> torch.Tensor:
-        """Scores with the adapter of the task that the batch is of, which the variant in use names."""
+        """Score with the adapter of the batch's task. The variant in use names a task's own adapter."""
         if self._variant != BACKBONE:
             self._load(batch.examples[0].example.task)
         return scores(model, batch, by)
@@ -232,7 +234,7 @@ class MetaBilevel(Method):
         return self._theta.replay_header()
 
     def state_dict(self, weights: bool) -> StateDict:
-        """The pairs of all tasks that a step has looked at."""
+        """The pairs of all tasks that have been in a step."""
         whole = self._theta.remember_in(StateDict({"tasks": self._store.names}), weights)
         remember_adapters(self._adapters, whole)
         for name in self._store.names:
@@ -247,8 +249,10 @@ class MetaBilevel(Method):
             self._store.put(name, self._pair.state_dict())
 
     def save(self, folder: Path) -> None:
-        """Of each task that a step has looked at, the peft folders `adapter/TASK` (p) and `lower_adapter/TASK` (s); and
-        `backbone`, where a control variate has made a part of theta that is an adapter."""
+        """Save p and s of each task that has been in a step, as the peft folders `adapter/TASK` and
+        `lower_adapter/TASK`.
+
+        Also `backbone`, if a control variate has made an adapter a part of theta."""
         self._theta.save(folder)
         if self._theta.control is not None:
             self._pair.load_state_dict(self._fresh)
@@ -285,10 +289,10 @@ def _refuse(config: MetaBilevelConfig, context: TrainingContext) -> None:
 
 
 def _tasks(context: TrainingContext, batch_size: int) -> list[_TaskBatches]:
-    """The batches of every task, in the order in which the tasks come.
+    """The batches of every task, in the order in which the tasks first appear.
 
     Raises:
-        ConfigError: fewer than two tasks, or a task with too few examples for a batch.
+        ConfigError: there are fewer than two tasks, or a task has too few examples for a batch.
     """
     each: dict[str, list[Any]] = {}
     for one in context.examples:
@@ -311,6 +315,6 @@ def _tasks(context: TrainingContext, batch_size: int) -> list[_TaskBatches]:
 
 
 def _copied(state: StateDict) -> StateDict:
-    """The same with tensors of its own, on the CPU."""
+    """A copy of the state with its own tensors, on the CPU."""
     tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors.items()}
     return StateDict(state.values, tensors)

@@ -1,4 +1,4 @@
-"""The penalty of a bilevel problem: a number, or a schedule over the outer steps; and how it multiplies rounding."""
+"""The penalty of a bilevel problem: a number, or a schedule over the outer steps; and how it amplifies rounding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PLACE = "method.penalty"
 
 
 class PenaltySchedule(Config):
-    """A penalty that goes from `start`, at the first step, to `end`, and stays there."""
+    """A penalty that goes from `start` at the first step to `end`, and stays there."""
 
     start: NonNegative
     """Penalty of the first step."""
@@ -60,7 +60,7 @@ _NUMBER = TypeAdapter(NonNegative)
 
 
 def as_penalty(value: Any) -> float | PenaltySchedule:
-    """A number or a schedule as it is written, or a message that says what would be one."""
+    """A number or a schedule as written in a configuration, or an error message."""
     if isinstance(value, PenaltySchedule):
         found: float | PenaltySchedule = value
     elif isinstance(value, dict):
@@ -99,15 +99,15 @@ def largest(penalty: float | PenaltySchedule) -> float:
 def rounding_note(
     penalty: float | PenaltySchedule, estimator: Estimator, dtypes: Iterable[torch.dtype] = ()
 ) -> str | None:
-    """What to say of a penalty that multiplies the rounding of a loss up to half an ordinary slope; else None.
+    """A warning if the penalty amplifies the rounding of a loss to half a typical slope; else None.
 
     penalty * u / (2 epsilon) >= ORDINARY_SLOPE / 2, where u is the distance between neighbouring numbers at a loss of 1
     (2^-23 in float32, 2^-7 in bfloat16); one-sided differences divide by epsilon.
 
     Args:
-        penalty: whose largest value counts.
-        estimator: that turns losses into slopes.
-        dtypes: of the weights, since a loss is no finer than the logits it is made of.
+        penalty: its largest value counts.
+        estimator: turns losses into slopes.
+        dtypes: dtypes of the weights, since a loss is no more precise than the logits behind it.
     """
     most = largest(penalty)
     coarsest = max((dtype for dtype in dtypes if dtype.itemsize < 4), key=_spacing, default=torch.float32)
@@ -127,12 +127,12 @@ def rounding_note(
 
 
 def rate_note(penalty: float | PenaltySchedule, rate: float, usual: float) -> str | None:
-    """What to say of a learning rate that the penalty takes far beyond what was stable; else None.
+    """A warning if the penalty takes the learning rate far beyond what was stable; else None.
 
     Args:
-        penalty: whose largest value counts.
-        rate: of plain steps on the backbone.
-        usual: the default rate of one loss, a quarter of the largest stable one of SmolLM2-135M.
+        penalty: its largest value counts.
+        rate: learning rate of plain steps on the backbone.
+        usual: the default rate for one loss, a quarter of the largest stable one of SmolLM2-135M.
     """
     most = largest(penalty)
     whole = rate * (1 + most)

@@ -1,6 +1,6 @@
-"""The steps of MeZO-SVRG themselves, for whoever brings the batches: the estimate at the anchor, and the pairs.
+"""The steps of MeZO-SVRG, for callers that bring their own batches: the estimate at the anchor, and pairs of estimates.
 
-The anchor is the weights of some steps ago, where losses are asked for beside those at theta.
+The anchor is the weights of an earlier step, where losses are computed in addition to those at theta.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ if TYPE_CHECKING:
 
 
 class Anchor(ABC):
-    """Where the anchor is, seen from theta."""
+    """The anchor, relative to theta."""
 
     @abstractmethod
     def set(self) -> None:
-        """The anchor becomes theta, whose updates must all have been written."""
+        """Set the anchor to theta, which must have no pending updates."""
 
     @abstractmethod
     def on_update(self, update: Update) -> None:
-        """Theta was updated, and the anchor was not."""
+        """Theta was updated; the anchor stays."""
 
     @abstractmethod
     def state_dict(self) -> StateDict:
-        """Where it is, for a run that goes on later."""
+        """Its position, to resume a run."""
 
     @abstractmethod
     def load_state_dict(self, state: StateDict) -> None:
-        """Take back what `state_dict` gave."""
+        """Load the state that `state_dict` returned."""
 
     @abstractmethod
     def losses(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> torch.Tensor:
-        """Losses at points relative to the anchor, [points, examples]; theta is as before when it returns."""
+        """The losses at points relative to the anchor, [points, examples]. Theta does not change."""
 
 
 class DisplacedAnchor(Anchor):
-    """The anchor is theta minus the updates since: a few terms and no copy, so it is one more point to look from.
+    """An anchor as theta minus the updates since then: a few terms and no copy, so it is just another point.
 
-    The updates must be displacements. In float32 the anchor is found to about 1e-7 of a weight's size; where updates
-    wait as terms beside the weights (in the forward), they cancel exactly. With directions per example they never wait,
-    so that in half precision the anchor is then theta rounded anew.
+    The updates must be displacements. In float32 the anchor is exact to about 1e-7 of a weight's size; pending updates
+    of the evaluator `in-forward` cancel exactly. With directions per example updates are never pending, so in half
+    precision the anchor is then rounded anew.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
@@ -79,15 +79,15 @@ class DisplacedAnchor(Anchor):
 
 
 class CopiedAnchor(Anchor):
-    """The anchor is a copy of the tensors that move; its values and theta's are swapped while it is visited.
+    """An anchor as a copy of the tensors that move; its values are swapped with theta's during a visit.
 
-    Twice the memory of inference, or as much again on the CPU: the reference that `DisplacedAnchor` is tested against,
-    and what updates need that are no displacements.
+    It doubles the memory of the weights, or takes as much on the CPU. It is the reference for tests of
+    `DisplacedAnchor`, and needed for updates that are not displacements.
 
     Args:
-        evaluator: of theta.
-        backbone: whose tensors are copied.
-        device: where the copy is; None for where each tensor is.
+        evaluator: the evaluator of theta.
+        backbone: the tensors to copy.
+        device: device of the copy; None for that of each tensor.
     """
 
     def __init__(self, evaluator: Evaluator, backbone: Backbone, device: torch.device | None = None) -> None:
@@ -103,7 +103,7 @@ class CopiedAnchor(Anchor):
             self._stored[name].copy_(tensor)
 
     def on_update(self, update: Update) -> None:
-        """The copy stays what it is."""
+        """Theta was updated; the copy stays."""
 
     def state_dict(self) -> StateDict:
         return StateDict({}, dict(self._stored))
@@ -118,7 +118,7 @@ class CopiedAnchor(Anchor):
             load_tensors_state(own, tensors_to_state(list(state.tensors.values())))
 
     def losses(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> torch.Tensor:
-        """The copy's values are in the model meanwhile."""
+        """The losses, with the copy's values in the model meanwhile."""
         with self._in_the_model(), self._evaluator.probe(asks, points) as probe:
             return probe.losses
 
@@ -135,15 +135,15 @@ class CopiedAnchor(Anchor):
 
 
 def _shifted(point: Point, by: Displacement) -> Point:
-    """The point as seen from elsewhere."""
+    """The point relative to another origin."""
     return point + by if isinstance(point, Displacement) else [each + by for each in point]
 
 
 class AnchoredStep:
-    """g <- estimate over the full batch, anchor <- theta; and pairs of estimates of a minibatch, at theta and there.
+    """The full-batch step that sets the anchor, and minibatch steps with pairs of estimates at theta and the anchor.
 
     Attributes:
-        full: g, once it is known.
+        full: g, after the first full-batch step.
     """
 
     def __init__(self, zo: ZerothOrder, options: SVRGConfig) -> None:
@@ -158,7 +158,7 @@ class AnchoredStep:
     def full_step(
         self, number: int, asks: Sequence[LossRequest], lr: float, examples: int | None = None
     ) -> tuple[Estimate, Update]:
-        """g <- estimate over all that is asked, anchor <- theta, theta <- theta - lr g."""
+        """g <- estimate over all asks, anchor <- theta, theta <- theta - lr g."""
         zo = self._zo
         self.full = None  # until all of it is known
         zo.theta.flush()  # the weights themselves are the anchor
@@ -174,16 +174,16 @@ class AnchoredStep:
     def mini_step(
         self, number: int, asks: Sequence[LossRequest], lr: float, examples: int | None = None
     ) -> tuple[Estimate, Estimate | None, Update]:
-        """Theta <- theta - lr (the pair of estimates of a minibatch, and g).
+        """theta <- theta - lr (the pair of estimates on a minibatch, combined with g).
 
         Args:
-            number: of the step.
-            asks: the objective, and the minibatch; nothing for steps along g alone.
+            number: number of the step.
+            asks: the objective, and the minibatch; empty for steps along g alone.
             lr: the learning rate.
-            examples: in the minibatch, where they are not of the configured size.
+            examples: size of the minibatch, if it is not the configured one.
 
         Returns:
-            The estimate at theta (or g), that at the anchor, and the update.
+            The estimate at theta (or g), the estimate at the anchor, and the update.
         """
         assert self.full is not None
         there: Estimate | None = None
@@ -210,7 +210,7 @@ class AnchoredStep:
         return here, there, update
 
     def _along(self, number: int, examples: int | None) -> tuple[list[Direction], list[Direction]]:
-        """The directions at theta, and at the anchor."""
+        """The directions at theta and at the anchor."""
         zo, pair = self._zo, self._options.control_variate
         if pair == "full-batch":
             number = self._anchored
@@ -238,14 +238,14 @@ class AnchoredStep:
         return here, there, Update(forth.displacement + back.displacement)
 
     def _update(self, estimate: Estimate, lr: float, probe: Probe | None = None) -> Update:
-        """Move theta by what the rule makes of an estimate, on the way home from a probe if there is one."""
+        """Update theta with the rule, on the way back from a probe if there is one."""
         update, state = self._zo.rule.update(estimate, self._zo.state, lr)
         (probe.update if probe is not None else self._zo.theta.apply)(update)
         self._zo.state = state
         return update
 
     def put_state(self, whole: StateDict) -> StateDict:
-        """Add g and the anchor to what a method keeps."""
+        """Add g and the anchor to the state of a method."""
         whole.put("anchor", self._anchor.state_dict())
         if self.full is None:
             whole.values["g"] = None
@@ -254,7 +254,7 @@ class AnchoredStep:
         return whole.put("g", StateDict(g))
 
     def load_state(self, whole: StateDict) -> None:
-        """Take back what `put_state` added."""
+        """Load the state that `put_state` added."""
         self._anchor.load_state_dict(whole.part("anchor"))
         if whole.values["g"] is not None:
             g = whole.part("g").values

@@ -96,7 +96,7 @@ class SVRGConfig(ForwardOnlyConfig):
         return self
 
     def _check_rule(self) -> None:
-        """An anchor that is a sum of updates needs updates that are displacements, and so does a step of two."""
+        """Require updates that are displacements for an anchor without a copy, and for a step with two updates."""
         rule, (option, decay) = self.rule.name, self.rule.decay
         released, displaced = self.control_variate == "as-released", self.uses_anchor and self.anchor == "displacement"
         if not (released or displaced) or (RULES[rule].linear and not decay):
@@ -122,7 +122,7 @@ class SVRGConfig(ForwardOnlyConfig):
         return self.points * (self.anchor_batch_size or 1)
 
     def passes(self, rows: int) -> Sequence[Pass]:
-        """One of q steps asks for all rows, the others for a batch at theta and at the anchor, one after the other."""
+        """One of q steps evaluates all rows; the others a batch at theta, and then at the anchor."""
         each = 1 / self.anchor_interval
         pair = 0 if self.control_variate == "none" else 2
         full = self.forwards(self.anchor_chunk or self.batch_size)
@@ -139,7 +139,7 @@ class SVRGConfig(ForwardOnlyConfig):
 
     @property
     def uses_anchor(self) -> bool:
-        """Whether any step asks for losses at the anchor."""
+        """Whether any step computes losses at the anchor."""
         return self.anchor_interval > 1 and self.control_variate not in ("as-released", "none")
 
 
@@ -150,8 +150,8 @@ class Annealing:
     learning rates are divided by alpha. Losses must be above 0.
 
     Attributes:
-        factor: of the learning rates, 1 at first.
-        losses: of the last epoch and of this one, oldest first.
+        factor: factor of the learning rates, 1 at the start.
+        losses: losses of the last epoch and of this one, oldest first.
     """
 
     def __init__(self, per_epoch: int, above: float, by: float) -> None:
@@ -160,7 +160,7 @@ class Annealing:
         self.losses: list[float] = []
 
     def observe(self, loss: float) -> None:
-        """Take the loss of one minibatch step."""
+        """Record the loss of one minibatch step."""
         self.losses.append(loss)
         if len(self.losses) < 2 * self._per_epoch:
             return
@@ -179,16 +179,16 @@ class SVRG(ForwardOnly):
     theta <- theta - lr (pg_I(theta) z - pg_I(anchor) z + g).
 
     Given z and g, the expectation over I of the first two terms is (z . (grad F(theta) - grad F(anchor))) z, and they
-    cancel exactly at the anchor: see docs/methods.md for what that is worth. g is one (key, coefficient) and the anchor
-    is the updates since, so nothing as large as the weights is kept. A full-batch step takes 2 N queries, a minibatch
-    step 4 b; minibatch steps alone draw batches.
+    cancel exactly at the anchor; docs/methods.md says what that is worth. g is one (key, coefficient), and the anchor
+    is theta minus the updates since, so nothing as large as the weights is stored. A full-batch step takes 2 N queries,
+    a minibatch step 4 b.
 
-    `control_variate` chooses what stands beside it: `independent` (another z at the anchor), `full-batch` (g's z for
-    both), `as-released` (the paper's released code: no anchor, the second estimate after the move of the first, three
-    different z), and `none` (theta <- theta - lr g, which takes no queries). With q = 1 every step is full-batch MeZO.
+    `control_variate` selects variants: `independent` (another z at the anchor), `full-batch` (g's z for both),
+    `as-released` (the paper's released code: no anchor, the second estimate after the first update, three different z),
+    and `none` (theta <- theta - lr g, which takes no queries). With q = 1 every step is full-batch MeZO.
 
     Raises:
-        ConfigError: an anchor batch larger than the data, or data too large for a full batch that nobody asked for.
+        ConfigError: the anchor batch is larger than the data, or the data is too large for a full batch by default.
     """
 
     Config = SVRGConfig
@@ -225,7 +225,7 @@ class SVRG(ForwardOnly):
         return lr, lr if self._config.lr_full is None else self._config.lr_full
 
     def step(self, number: int) -> StepLog:
-        """A full-batch step that found a loss that is not finite is made again by the next step."""
+        """Make a step. A full-batch step with a non-finite loss is repeated in the next step."""
         q, before = self._config.anchor_interval, self.counts.copy()
         factor = self._annealing.factor * self.lr_factor(number)
         full = number % q == 0 or self._anchored.full is None
@@ -240,7 +240,7 @@ class SVRG(ForwardOnly):
         return full.loss, self._coefficients(full, "_full") if few else {}, update
 
     def _full_batch(self, number: int) -> list[LossRequest]:
-        """The anchor batch in chunks, those of similar length together."""
+        """The anchor batch in chunks of similar length."""
         chosen: Sequence[int] = range(len(self._examples))
         if self._full_size < len(self._examples):
             drawn = number if self._config.anchor_sample == "fresh" else 0
@@ -253,7 +253,7 @@ class SVRG(ForwardOnly):
         return [(self._objective, self._make(piece)) for piece in pieces]
 
     def _mini_step(self, number: int, lr: float) -> tuple[float, dict[str, float], Update]:
-        """See the class for what each kind of pair does."""
+        """A minibatch step; the class describes each kind of pair."""
         asks: list[LossRequest] = []
         if self._config.control_variate != "none":
             asks = [(self._objective, self._batches[number - number // self._config.anchor_interval - 1])]
@@ -264,7 +264,7 @@ class SVRG(ForwardOnly):
         return here.loss, coefficients, update
 
     def state_dict(self, weights: bool) -> StateDict:
-        """G, the anchor, and the annealing."""
+        """The state: g, the anchor, and the annealing."""
         annealing = StateDict({"factor": self._annealing.factor, "losses": self._annealing.losses})
         return self._anchored.put_state(super().state_dict(weights)).put("annealing", annealing)
 
@@ -283,7 +283,7 @@ class SVRG(ForwardOnly):
         return rounds * (rest + 1) + 1 + (rest if not mini else min(rest, (left - full) // mini))
 
     def check_steps(self, steps: int) -> None:
-        """Annealing compares two epochs."""
+        """Check that there are enough steps: annealing compares two epochs."""
         config, per_epoch = self._config, self._batches.per_epoch
         minibatches = steps - -(-steps // config.anchor_interval)
         if config.anneal and minibatches <= 2 * per_epoch:
@@ -295,10 +295,10 @@ class SVRG(ForwardOnly):
 
 
 def _anchor_size(config: SVRGConfig, examples: int, points: int) -> int:
-    """How many examples a full-batch step has.
+    """The number of examples in a full-batch step.
 
     Raises:
-        ConfigError: more than there are, or very many that nobody asked for.
+        ConfigError: more than there are, or very many by default.
     """
     size, q = config.anchor_batch_size, config.anchor_interval
     if size is not None and size > examples:

@@ -1,4 +1,4 @@
-"""ZO-SVRG: every example has a direction of its own, and one learning rate serves all steps; for small problems.
+"""ZO-SVRG: every example has its own direction, and one learning rate serves all steps. For small problems.
 
 Liu, Kailkhura, Chen, Ting, Chang, Amini (2018), "Zeroth-Order Stochastic Variance Reduction for Nonconvex
 Optimization"; algorithm 2 of Gautam et al. (2024).
@@ -16,7 +16,7 @@ from zofo.methods.svrg.svrg import SVRG, SVRGConfig
 
 
 class ZOSVRGConfig(SVRGConfig):
-    """Configuration of `zo-svrg`: that of `svrg`, with one learning rate and directions per example."""
+    """Configuration of `zo-svrg`: as `svrg`, with one learning rate and directions per example."""
 
     name: Literal["zo-svrg"] = "zo-svrg"  # type: ignore[assignment]
     """Which method."""
@@ -47,7 +47,7 @@ class ZOSVRG(SVRG):
     """theta <- theta - lr (mean over I of (pg_i(theta) - pg_i(anchor)) z_i + g), g the mean over all n examples.
 
     Example i has its own direction z_i, drawn anew in every step and the same at theta and at the anchor; g is a sum of
-    n terms. In a step that sets the anchor the pair is zero, since theta is the anchor, so that it is not asked for.
+    n terms. In a step that sets the anchor the pair is zero, since theta is the anchor, and is not computed.
     """
 
     Config = ZOSVRGConfig
