@@ -1,7 +1,7 @@
-"""The contract of adapters: named sets of small tensors on one model, of which one set is active at a time.
+"""The interface of adapters: named sets of small tensors on one model, of which one set is active at a time.
 
-Adapters come from peft. Those that sit in place of layers are peft's through and through; for those of virtual tokens,
-peft holds the tensors and the file format, and `zofo.adapters.virtual_token_hooks` puts them into the model's forward.
+Adapters come from peft. Those beside layers are entirely peft's. For virtual tokens, peft holds the tensors and the
+file format, and `zofo.adapters.virtual_token_hooks` inserts them into the model's forward.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Forward = tuple[Callable[[], object], torch.Tensor | None]
 
 
 class Adapters(ABC):
-    """Named adapters of one model, which all start equal.
+    """Named adapters of one model, all with the same start.
 
     Attributes:
-        names: of the adapters; the first is active at the start.
-        calibration_batches: of training rows, that `calibrate` wants to see before the first step.
+        names: names of the adapters; the first one is active at the start.
+        calibration_batches: number of batches of training rows that `calibrate` needs before the first step.
     """
 
     names: tuple[str, ...]
@@ -49,7 +49,7 @@ class Adapters(ABC):
     @property
     @abstractmethod
     def active(self) -> str:
-        """The adapter that the model's forward uses now."""
+        """The adapter that the model's forward currently uses."""
 
     @abstractmethod
     def use(self, adapter: str) -> None:
@@ -57,29 +57,29 @@ class Adapters(ABC):
 
     @abstractmethod
     def save(self, adapter: str, folder: Path) -> None:
-        """Write one adapter into a folder of its own."""
+        """Save one adapter to a folder."""
 
     def calibrate(self, forwards: Iterable[Forward]) -> None:  # noqa: B027  # most start from their seed alone
-        """Start from what the model computes in some forwards, of which `calibration_batches` says how many.
+        """Initialise from the activations of a few forwards; `calibration_batches` says how many.
 
         Raises:
-            ConfigError: they do not tell enough.
+            ConfigError: there are too few rows.
         """
 
     def notes(self) -> list[str]:
-        """What a user should know of them before the first step, a sentence each."""
+        """Messages to the user before the first step, one sentence each."""
         return []
 
     def state_dict(self) -> StateDict:
-        """What no step moves, such as what a calibration found; the tensors that move are their method's."""
+        """The tensors that no step moves, such as the result of a calibration; the method saves the others."""
         return StateDict()
 
     def load_state_dict(self, state: StateDict) -> None:  # noqa: B027  # most keep nothing
-        """Take back what `state_dict` gave."""
+        """Load the state that `state_dict` returned."""
 
     @contextmanager
     def using(self, adapter: str) -> Iterator[None]:
-        """Make one adapter the active one for a while."""
+        """Context in which one adapter is active."""
         before = self.active
         self.use(adapter)
         try:
@@ -91,20 +91,22 @@ class Adapters(ABC):
 class PeftAdapters(Adapters):
     """Adapters whose tensors peft holds. The model is changed in place, and its own weights are frozen.
 
-    A kind of adapter is a final class that is built from (model, names, seed) and the options of its shape.
+    A kind of adapter is a final class that is built from (model, names, seed) and its own options.
 
     Attributes:
-        lr: default learning rate of first-order steps on it, by Adam.
-        zo_lr: default learning rate of zeroth-order steps on it, by SGD.
-        zo_epsilon: default epsilon of these.
-        projects_weights: whether its moving tensors are the model's weights, projected on orthonormal rows: then
-            zeroth-order steps have the defaults of weights in place of these two, and its gradient is part of theirs.
-        zo_in_forward: whether a forward pass can carry directions of its tensors.
-        theta_in_forward: whether it can carry directions of the model's own weights beside it.
-        starts_neutral: whether a new adapter leaves the model's function as it was.
-        adds_low_rank: whether all it does is to add low-rank terms to the outputs of layers, so that two are one.
-        decays: whether weight decay draws its tensors to what leaves the model as it is.
-        fills_cache: whether it stands in the cache of keys and values, so that a layer cannot be run twice.
+        lr: default learning rate of first-order steps, for Adam.
+        zo_lr: default learning rate of zeroth-order steps, for SGD.
+        zo_epsilon: default epsilon of zeroth-order steps.
+        projects_weights: whether its moving tensors are the model's weights projected on orthonormal rows. Then
+            zeroth-order steps use the defaults of weights instead of these two, and its gradient is part of the
+            weights' gradient.
+        zo_in_forward: whether the evaluator `in-forward` can perturb its tensors.
+        theta_in_forward: whether the evaluator `in-forward` can perturb the model's own weights beside it.
+        starts_neutral: whether a new adapter does not change the model's outputs.
+        adds_low_rank: whether it only adds low-rank terms to the outputs of layers, so that two adapters can be merged
+            into one.
+        decays: whether weight decay pulls its tensors towards the unchanged model.
+        fills_cache: whether it is part of the cache of keys and values, so that a layer cannot be recomputed.
     """
 
     lr: ClassVar[float] = 1e-3
@@ -127,11 +129,11 @@ class PeftAdapters(Adapters):
 
     @classmethod
     def virtual_tokens(cls, options: Mapping[str, Any]) -> int:
-        """The number of virtual tokens that an adapter with these options puts before each row."""
+        """The number of virtual tokens that an adapter with these options adds to each row."""
         return int(options.get("num_virtual_tokens", 0))
 
     def _attach(self, model: Any, names: Sequence[str], shape: Any, hint: str) -> None:
-        """Let peft build one adapter of this shape for each name."""
+        """Let peft build one adapter with this configuration per name."""
         import peft  # takes seconds, so only those who use adapters wait for it
 
         below = self._below = _CARRYING.get(model)
@@ -158,7 +160,7 @@ class PeftAdapters(Adapters):
 
     @contextmanager
     def carrying_others(self) -> Iterator[None]:
-        """While it is open, further adapters can be attached to the model; these stay active beside each of them."""
+        """Context in which further adapters can be attached; this one stays active beside each of them."""
         _CARRYING[self.model] = self
         try:
             yield
@@ -172,11 +174,11 @@ class PeftAdapters(Adapters):
             parameter.requires_grad_(True)
 
     def is_trained(self, tensor: str) -> bool:
-        """Whether steps move a tensor, by the name that `tensors` gives it; the others stay as they start."""
+        """Whether steps move a tensor, by its name in `tensors`; the others keep their initial values."""
         return True
 
     def tensors(self, adapter: str) -> Mapping[str, nn.Parameter]:
-        """The tensors of one adapter by names that do not depend on what the adapter is called."""
+        """The tensors of one adapter, under names that do not contain the adapter's name."""
         return self._tensors[adapter]
 
     def parameters(self, adapter: str) -> list[nn.Parameter]:
@@ -185,7 +187,7 @@ class PeftAdapters(Adapters):
 
     @property
     def active(self) -> str:
-        """The adapter that the model's forward uses now."""
+        """The adapter that the model's forward currently uses."""
         return self._active
 
     def use(self, adapter: str) -> None:
@@ -206,10 +208,10 @@ class PeftAdapters(Adapters):
         self._active = adapter
 
     def start_from(self, folder: Path) -> None:
-        """Give all adapters the tensors of a saved one.
+        """Load the tensors of a saved adapter into all adapters.
 
         Raises:
-            RunError: it has other tensors than they have.
+            RunError: its tensors do not match.
         """
         import peft
 
@@ -226,16 +228,16 @@ class PeftAdapters(Adapters):
             peft.set_peft_model_state_dict(self._peft, dict(saved), adapter_name=name)
 
     def state_dict(self) -> StateDict:
-        """The tensors that stay, which are the same in all adapters; beside those of the adapter below."""
+        """The tensors that no step moves, which are the same in all adapters, and those of the adapter below."""
         first = self._tensors[self.names[0]]
         own = StateDict({}, {name: p.detach() for name, p in first.items() if not self.is_trained(name)})
         return own if self._below is None else StateDict().put("below", self._below.state_dict()).put("above", own)
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Take back the tensors that stay.
+        """Load the tensors that no step moves.
 
         Raises:
-            CheckpointError: they are of another adapter.
+            CheckpointError: they belong to another adapter.
         """
         if self._below is not None:
             self._below.load_state_dict(state.part("below"))
@@ -247,7 +249,7 @@ class PeftAdapters(Adapters):
             load_tensors_state([own[name] for name in names], tensors_to_state([state.tensors[name] for name in names]))
 
     def save(self, adapter: str, folder: Path) -> None:
-        """Write one adapter, together with the one below, as a folder that `PeftModel.from_pretrained` loads."""
+        """Save one adapter, together with the one below, as a folder that `PeftModel.from_pretrained` loads."""
         import peft
 
         if self._below is None:
@@ -261,14 +263,14 @@ ADAPTERS: Registry[type[PeftAdapters]] = Registry("adapter")
 
 
 class AdapterConfig(PartConfig):
-    """The adapter, with the options of its shape."""
+    """The adapter and its options."""
 
     registry = ADAPTERS
     default = "lora"
 
     @property
     def kind(self) -> type[PeftAdapters]:
-        """The class of the adapter, which knows its defaults."""
+        """The class of the adapter, which defines its defaults."""
         return ADAPTERS[self.name]
 
 
@@ -276,7 +278,7 @@ def write_adapter(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path
     """Write an adapter as peft does, with the same bytes in every process.
 
     Args:
-        tensors: by the names that peft's files have.
+        tensors: the tensors by their names in peft's files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(tensors, folder / "adapter_model.safetensors")
@@ -289,7 +291,7 @@ def write_adapter(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path
 
 
 def cannot_be_attached(adapter: str, error: Exception, hint: str) -> Exception:
-    """What to say of an adapter that peft, or the model, has no place for; memory that ran out is said to be that."""
+    """The error for an adapter that peft or the model does not support, or that does not fit into memory."""
     raise_if_out_of_memory(error)
     if isinstance(error, ZofoError):
         return error
@@ -299,18 +301,18 @@ def cannot_be_attached(adapter: str, error: Exception, hint: str) -> Exception:
 
 
 def carries_adapters(model: nn.Module) -> bool:
-    """Whether adapters are attached to a model already."""
+    """Whether a model already has adapters."""
     return any(_holder(name.split(".")) is not None for name, _ in model.named_parameters())
 
 
 def own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's floating-point parameters but those of adapters, by the names that they have now."""
+    """The model's floating-point parameters except those of adapters, under their current names."""
     named = model.named_parameters()
     return {name: p for name, p in named if p.is_floating_point() and _holder(name.split(".")) is None}
 
 
 def own_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The model's state without adapters, by the names that it has without them."""
+    """The model's state without adapters, under the names that it has without them."""
     kept: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
         parts = name.split(".")
@@ -320,7 +322,7 @@ def own_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def task_type(model: Any) -> str | None:
-    """What peft calls the model's task: with one, it also trains and saves a classification head."""
+    """peft's name for the model's task: with one, peft also trains and saves a classification head."""
     if is_classifier(model):
         return "SEQ_CLS"
     generates = getattr(model, "can_generate", lambda: False)()
@@ -328,10 +330,10 @@ def task_type(model: Any) -> str | None:
 
 
 def kind_of(given: Any) -> type[PeftAdapters] | None:
-    """The class of the adapter that a method's configuration, as it is written, asks for; None for none, or a mistake.
+    """The class of the adapter that a raw method configuration selects; None if there is none, or it is invalid.
 
     Args:
-        given: what `adapter` is set to: a name, or a group with or without one.
+        given: the value of `adapter`: a name, or a mapping with or without a name.
     """
     name = as_group(given).get("name", AdapterConfig.default) if isinstance(given, str | dict) else None
     if not isinstance(name, str) or name not in ADAPTERS:
@@ -345,7 +347,7 @@ _HOLDERS = ("modules_to_save", "prompt_encoder")
 
 
 def _holder(parts: Sequence[str]) -> int | None:
-    """The place in a parameter's name after which the name of its adapter stands; None for the model's own."""
+    """The part of a parameter's name that precedes the adapter's name; None for the model's own parameters."""
     for place, part in enumerate(parts):
         if part in _HOLDERS or part.startswith(("lora_", "ia3_")):
             return place
@@ -362,7 +364,7 @@ def _tensors_of(model: nn.Module, adapter: str) -> Iterator[tuple[str, nn.Parame
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without the notes that transformers addresses to peft, and peft's on layers it sets right by itself."""
+    """Context without transformers' hints about peft, and peft's warnings about layers that it corrects itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out is set", UserWarning)

@@ -1,4 +1,4 @@
-"""Saved adapters, attached to their model again, or written into its weights."""
+"""Load saved adapters: attach them to their model, or merge them into its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
-    """Attach a saved adapter to the model, in place.
+    """Attach a saved adapter to a model, in place.
 
     Args:
         model: the transformers model that it was trained with, without adapters.
@@ -28,7 +28,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
         peft's model around it.
 
     Raises:
-        RunError: the folder holds no adapter that fits the model, or the model carries one already.
+        RunError: the folder has no adapter that fits the model, or the model already has one.
     """
     import peft
 
@@ -55,13 +55,13 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
 
 def check_known_options(content: Mapping[str, Any], adapter: str = "the adapter") -> None:
-    """Refuse the configuration of an adapter that sets options which this version of peft does not have.
+    """Refuse the configuration of an adapter with options that this version of peft does not have.
 
-    peft itself leaves them out, and loads another adapter than was saved. Those that are empty (null, false, 0) change
-    nothing, and are allowed.
+    peft ignores them, and would load another adapter than the saved one. Empty values (null, false, 0) have no effect,
+    and are allowed.
 
     Raises:
-        RunError: names the option, or the kind of adapter, and the version of peft.
+        RunError: there is one; the message names the option, or the kind of adapter, and the version of peft.
     """
     import peft
 
@@ -87,18 +87,18 @@ _VIRTUAL = ("PREFIX_TUNING", "PROMPT_TUNING")
 
 
 def can_merge(folder: Path) -> bool:
-    """Whether a saved adapter can become a part of its model's weights: virtual tokens cannot."""
+    """Whether a saved adapter can be merged into its model's weights; virtual tokens cannot."""
     return adapter_content(folder).get("peft_type") not in _VIRTUAL
 
 
 def merge_adapter(model: Any, folder: Path) -> None:
-    """Write a saved adapter into the weights of the model, which is then of its own class again.
+    """Merge a saved adapter into the weights of the model, which keeps its original class.
 
-    For LoRA, W <- W + (alpha / rank) B A in the number type of W, so that outputs agree up to its rounding.
+    For LoRA, W <- W + (alpha / rank) B A in the dtype of W, so outputs agree up to its rounding.
 
     Raises:
-        RunError: it does not fit the model; or it has virtual tokens, or sits on weights that the model uses in a
-            second place, so that it cannot be merged.
+        RunError: it does not fit the model; or it cannot be merged, since it has virtual tokens or is on weights that
+            the model uses in a second place.
     """
     if not can_merge(folder):
         kind = str(adapter_content(folder).get("peft_type")).replace("_", " ").lower()
@@ -110,7 +110,7 @@ def merge_adapter(model: Any, folder: Path) -> None:
 
 
 def merge_attached(model: Any, peft_model: Any) -> None:
-    """The same for an adapter that is attached already.
+    """Merge an adapter that is already attached.
 
     Raises:
         RunError: as `merge_adapter`.
@@ -136,8 +136,9 @@ def merge_attached(model: Any, peft_model: Any) -> None:
 
 
 def check_can_take_up(method: str | None) -> None:
-    """Raises RunError for a base model whose weights are quantised by a method: packing them again would round what is
-    added to them away."""
+    """Raise RunError if the weights of a base model are quantised, so that nothing can be merged into them.
+
+    Quantising them again would round the merged values away."""
     if method is not None:
         raise RunError(
             f"the weights of the base model are quantised ({method}), and what was trained cannot be written into them",
@@ -146,7 +147,7 @@ def check_can_take_up(method: str | None) -> None:
 
 
 def adapter_content(folder: Path) -> Mapping[str, Any]:
-    """What the configuration of a saved adapter holds.
+    """The configuration of a saved adapter.
 
     Raises:
         RunError: it cannot be read.

@@ -1,7 +1,7 @@
-"""LoRA layers in fewer passes over their outputs, where nobody asks for a gradient.
+"""LoRA layers with fewer passes over their outputs, for forwards without a gradient.
 
-peft's layer makes B A x, scales it, copies W x and adds them: each is one more pass over an output as large as that of
-the model's own layer. Here B A x is added onto W x by the product that makes it.
+peft's layer computes B A x, scales it, copies W x and adds them: each is another pass over an output as large as that
+of the model's own layer. Here the product that computes B A x accumulates onto W x.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from zofo.adapters.lora import is_linear
 
 
 class FusedLora:
-    """Other forwards for the LoRA layers of a model: the same numbers up to rounding, without a gradient.
+    """Replacement forwards for the LoRA layers of a model: the same values up to rounding, without a gradient.
 
-    A layer that does more than W x + scaling B A x, such as one of DoRA, keeps its own; so does one whose adapters are
-    off, are merged, have another number type than its input, or whose parts have hooks, which may keep what they see.
+    A layer keeps its own forward if it does more than W x + scaling B A x (such as DoRA), if its adapters are disabled,
+    merged, or have another dtype than its input, or if its parts have hooks, which may store what they see.
 
     Args:
-        model: whose layers are found at the first call of `forwards`.
+        model: the model; its layers are found at the first call of `forwards`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,7 +31,7 @@ class FusedLora:
         self._layers: list[nn.Module] | None = None
 
     def forwards(self) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
-        """Each such layer, with its other forward."""
+        """Each such layer with its replacement forward."""
         if self._layers is None:
             self._layers = [part for part in self._model.modules() if _is_plain(part)]
         for layer in self._layers:
@@ -39,7 +39,7 @@ class FusedLora:
 
 
 def _is_plain(part: Any) -> bool:
-    """Whether a module is a LoRA layer beside a linear one, and A and B are linear, too."""
+    """Whether a module is a LoRA layer around a linear one, with linear A and B."""
     inner = part._modules
     if not {"base_layer", "lora_A", "lora_B"} <= inner.keys() or not is_linear(inner["base_layer"]):
         return False
@@ -63,7 +63,7 @@ def _forward(layer: Any, own: Callable[..., Any], x: torch.Tensor, *args: Any, *
 
 
 def _adds(layer: Any, name: str, x: torch.Tensor) -> bool:
-    """Whether an adapter adds scaling B A x, and nothing else happens."""
+    """Whether an adapter adds scaling B A x, and does nothing else."""
     if layer.disable_adapters or layer.merged or name in layer.lora_variant or torch.is_autocast_enabled(x.device.type):
         return False
     dropout = layer.lora_dropout[name]
@@ -75,6 +75,6 @@ def _adds(layer: Any, name: str, x: torch.Tensor) -> bool:
 
 
 def _is_looked_at(module: nn.Module) -> bool:
-    """Whether a module has hooks, but for those of a check, which keep nothing."""
+    """Whether a module has hooks, other than those of a check, which store nothing."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return any(not getattr(hook, "keeps_nothing", False) for hook in hooks)

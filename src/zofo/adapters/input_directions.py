@@ -1,8 +1,8 @@
-"""The directions in which the inputs of layers are largest, from a stream of batches, without a matrix of their size.
+"""The directions in which the inputs of layers are largest, from a stream of batches, without a covariance matrix.
 
-peft's EVA (`initialize_lora_eva_weights`) is not used: it finds principal components of inputs about their mean, where
-the gradient of a layer is a sum over the inputs themselves; it repeats its data until the components stay, however many
-forwards that takes; and it reads padding and packed rows as if they were text.
+peft's EVA (`initialize_lora_eva_weights`) is not used: it finds principal components of centred inputs, while the
+gradient of a layer is a sum over the inputs themselves; it repeats its data until the components converge, however many
+forwards that takes; and it treats padding and packed rows as text.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _NOTHING = 1e-12  # of the largest eigenvalue: rounding in float32
 
 
 class InputDirections:
-    """The top eigenvectors of the second moment sum x x^T of what each of some layers is given.
+    """The top eigenvectors of the second moment sum x x^T of the inputs of some layers.
 
-    Of each distinct input a sketch S [k, inputs] with S^T S close to the moment is kept: a batch X turns it into the
+    For each distinct input it keeps a sketch S [k, inputs] with S^T S close to the moment: a batch X updates S to the
     top k right singular vectors of [S; X], each times its singular value, by a randomised singular value decomposition.
-    Layers that are given the very same tensor, such as query, key and value, share a sketch.
+    Layers with the same input tensor, such as query, key and value, share a sketch.
 
     Args:
-        layers: the modules by name; only their inputs are looked at.
-        rank: how many directions are wanted; twice as many and 8 are kept meanwhile.
+        layers: the modules by name; only their inputs are used.
+        rank: number of directions; 2 rank + 8 are kept internally.
 
     Source: Halko, Martinsson and Tropp (2011), "Finding Structure with Randomness", algorithm 4.4; the stream as in
     Levy and Lindenbaum (2000), sequential Karhunen-Loeve, without the mean.
@@ -46,11 +46,11 @@ class InputDirections:
 
     @contextmanager
     def watching(self, mask: torch.Tensor | None) -> Iterator[None]:
-        """While it is open, the layers' inputs are taken in.
+        """Context in which the layers' inputs are recorded.
 
         Args:
-            mask: [rows, positions], where there is a token; inputs elsewhere are left out wherever they can be told
-                apart. None takes all.
+            mask: [rows, positions], true for tokens; other inputs are excluded if the shape shows which they are. None
+                takes all.
         """
         self._mask = None if mask is None else mask.bool()
         with ExitStack() as hooks:
@@ -82,11 +82,11 @@ class InputDirections:
     def directions(self, name: str) -> torch.Tensor:
         """The directions of a layer: float32, [rank, inputs], orthonormal rows, the largest first.
 
-        Where the inputs have fewer directions than that, such as those behind a norm that takes the mean off, the
-        others are any.
+        If the inputs span fewer directions, such as after a norm that removes the mean, the remaining rows are
+        arbitrary.
 
         Raises:
-            ConfigError: the layer was given fewer inputs than that.
+            ConfigError: the layer saw fewer inputs than that.
         """
         sketch = self._of.get(name)
         positions = 0 if sketch is None else sketch.positions
@@ -105,11 +105,11 @@ class InputDirections:
 
 
 class _Sketch:
-    """S of one input.
+    """The sketch S of one input.
 
     Attributes:
         rows: S, the largest first.
-        positions: how many inputs it has seen.
+        positions: number of inputs it has seen.
     """
 
     def __init__(self, inputs: int, kept: int, seed: int) -> None:
@@ -118,7 +118,7 @@ class _Sketch:
         self.positions = 0
 
     def add(self, x: torch.Tensor) -> None:
-        """Take in some inputs, [positions, inputs]."""
+        """Add inputs, [positions, inputs]."""
         for first in range(0, len(x), _AT_ONCE):
             self._add(x[first : first + _AT_ONCE].to(torch.promote_types(x.dtype, torch.float32)))
         self.positions += len(x)
@@ -142,13 +142,13 @@ class _Sketch:
 
     @property
     def directions(self) -> int:
-        """The number of directions that the inputs span, up to rounding; at most as many as are kept."""
+        """The number of directions that the inputs span, up to rounding; limited by the number kept."""
         squares = self.rows.double().square().sum(1)
         return int((squares > _NOTHING * squares.amax()).sum()) if len(squares) else 0
 
 
 def orthonormal_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Orthonormal rows that span the same, one after the other; the largest entry of each is positive: float32."""
+    """Orthonormal rows with the same span, in order; the largest entry of each is positive: float32."""
     wide = rows.detach().cpu().double()
     wide = wide / wide.norm(dim=1, keepdim=True).clamp(min=torch.finfo(wide.dtype).tiny)
     basis = torch.linalg.qr(wide.T)[0].T
@@ -158,7 +158,7 @@ def orthonormal_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _positions(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The inputs, [positions, inputs], without those of padding where the shape tells which they are."""
+    """The inputs, [positions, inputs], without padding if the shape shows which they are."""
     flat = x.reshape(-1, x.shape[-1])
     if mask is None or mask.numel() != len(flat):
         return flat
@@ -166,5 +166,5 @@ def _positions(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def _exact_products(device: torch.device) -> Any:
-    """Without autocast, which would multiply in half precision."""
+    """Context without autocast, which would multiply in half precision."""
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

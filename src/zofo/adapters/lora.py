@@ -1,4 +1,4 @@
-"""Adapters that sit in place of the model's layers: LoRA, DoRA and IA3."""
+"""Adapters on the model's layers: LoRA, DoRA and IA3."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Rank = Annotated[int, Field(ge=1)]
 
 
 class LowRankAdapters(PeftAdapters):
-    """What LoRA and DoRA have in common: how they are attached, and how A and B start.
+    """Base class of LoRA and DoRA: how they are attached, and how A and B are initialised.
 
-    A starts from one seeded uniform draw and B from zero, so that the model's function is as it was. Dropout is off.
+    A starts from a seeded uniform draw and B from zero, so that the model's outputs do not change. Dropout is off.
 
     Args:
         model: a transformers model; the adapters are attached to it in place, and its parameters keep their identity.
-        names: of the adapters; the first is active.
-        seed: of the run.
+        names: names of the adapters; the first one is active.
+        seed: seed of the run.
         rank: the rank of each adapter matrix.
         alpha: scale; the adapter's output is multiplied by alpha / rank.
-        target_modules: names of the linear layers that get one; by default the query and value projections of the
+        target_modules: names of the linear layers to adapt; by default the query and value projections of the
             architecture.
 
     Raises:
@@ -62,7 +62,7 @@ class LowRankAdapters(PeftAdapters):
 
     @classmethod
     def of_shape(cls, model: Any, names: Sequence[str], seed: int, shape: Any) -> LowRankAdapters:
-        """As the constructor, with a `peft.LoraConfig`, whose target modules and task are found where it has none."""
+        """Build from a `peft.LoraConfig`; target modules and task are filled in if it has none."""
         made, own = cls.__new__(cls), copy.deepcopy(shape)
         own.target_modules = own.target_modules or _found_targets(model)
         own.task_type = own.task_type or task_type(model)
@@ -93,8 +93,8 @@ class LoraAdapters(LowRankAdapters):
 class DoraAdapters(LowRankAdapters):
     """DoRA: m (W + (alpha / rank) B A) / |W + (alpha / rank) B A|, the norms over each output's weights.
 
-    As LoRA, with a magnitude m for each output, which starts at the norm of its weights. Each forward takes the norms
-    anew from all weights, so directions of neither can be carried beside them.
+    As LoRA, with a magnitude m for each output, which starts at the norm of its weights. Each forward recomputes the
+    norms from all weights, so the evaluator `in-forward` can perturb neither the adapter nor the weights.
 
     Source: Liu et al. (2024), "DoRA: Weight-Decomposed Low-Rank Adaptation".
     """
@@ -106,7 +106,7 @@ class DoraAdapters(LowRankAdapters):
 
 @ADAPTERS.register("ia3")
 class Ia3Adapters(PeftAdapters):
-    """IA3: a learned factor for each key, value and inner activation of the feed-forward layers. All start at one.
+    """IA3: a learned factor for each key, value and inner activation of the feed-forward layers, initially one.
 
     Raises:
         ConfigError: peft does not know which layers of the architecture to scale.
@@ -134,7 +134,7 @@ class Ia3Adapters(PeftAdapters):
 
 
 def lora_config(model: Any, rank: int, alpha: float, targets: list[str] | None, use_dora: bool = False) -> Any:
-    """peft's configuration of low-rank matrices beside some layers of a model, without dropout."""
+    """A `peft.LoraConfig` for some layers of a model, without dropout."""
     import peft
 
     return peft.LoraConfig(
@@ -148,7 +148,7 @@ def lora_config(model: Any, rank: int, alpha: float, targets: list[str] | None, 
 
 
 def _found_targets(model: Any) -> list[str] | None:
-    """The query and value projections of an architecture that peft knows none for, by the names of its layers."""
+    """The query and value projections of an architecture unknown to peft, by the names of its layers."""
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     if model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
@@ -158,18 +158,18 @@ def _found_targets(model: Any) -> list[str] | None:
 
 
 def _matrices(model: nn.Module) -> list[str]:
-    """What the model calls its linear layers, packed or not, each name once."""
+    """The names of the model's linear layers, packed or not, each name once."""
     return list(dict.fromkeys(name.rpartition(".")[2] for name, part in model.named_modules() if is_linear(part)))
 
 
 def is_linear(part: nn.Module) -> bool:
-    """Whether a module is a linear layer, by its class or, of packages that quantise, by the name of it."""
+    """Whether a module is a linear layer, by its class or, for quantisation packages, by the name of its class."""
     name = type(part).__name__
     return isinstance(part, nn.Linear) or name == "Conv1D" or ("Linear" in name and hasattr(part, "in_features"))
 
 
 def targets_hint(model: nn.Module) -> str:
-    """What a user types to choose the layers of a model."""
+    """What to type to choose the layers of a model."""
     own = [name for name in _matrices(model) if not name.isdigit()]
     known = f" among {', '.join(own[:_SHOWN])}" if own else ""
     example = ",".join(own[:2]) or "NAME"
@@ -178,7 +178,7 @@ def targets_hint(model: nn.Module) -> str:
 
 @torch.no_grad()
 def _start_low_rank(adapters: PeftAdapters, seed: int) -> None:
-    """A from seeded words, the same for all adapters, and B from zero."""
+    """Initialise A from seeded words, the same for all adapters, and B with zeros."""
     for adapter in adapters.names:
         for name, parameter in adapters.tensors(adapter).items():
             if "lora_A" in name.split("."):

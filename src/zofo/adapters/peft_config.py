@@ -1,4 +1,4 @@
-"""A configuration of peft as an adapter of zofo."""
+"""Convert a peft configuration to an adapter of zofo."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ _KINDS = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNIN
 
 
 class GivenLora(AdapterConfig):
-    """LoRA or DoRA of a `peft.LoraConfig`, with what no option of zofo says, such as patterns of ranks."""
+    """LoRA or DoRA from a `peft.LoraConfig` with settings that zofo has no option for, such as rank patterns."""
 
     _shape: Any = PrivateAttr(None)
 
     def build(self, *parts: Any) -> Any:
-        """The adapters, of the shape that was given."""
+        """Build the adapters from the given configuration."""
         kind: Any = self.kind
         assert issubclass(kind, LowRankAdapters)
         return kind.of_shape(*parts, self._shape)
 
 
 def adapter_of(given: Any) -> AdapterConfig:
-    """What a configuration of peft asks for.
+    """The adapter for a peft configuration.
 
     Args:
-        given: a `peft.PeftConfig` of LoRA, DoRA, IA3, prompt or prefix tuning; or an adapter of zofo as a name or a
-            dict with its options, such as {"name": "lora", "rank": 8}.
+        given: a `peft.PeftConfig` for LoRA, DoRA, IA3, prompt or prefix tuning; or an adapter of zofo as a name or a
+            dict with options, such as {"name": "lora", "rank": 8}.
 
     Raises:
-        ConfigError: another one, or an option that does not fit steps at several points; says which.
+        ConfigError: another kind, or an option that zeroth-order steps do not support; the message names it.
     """
     if isinstance(given, str | Mapping):
         return AdapterConfig.model_validate(given if isinstance(given, str) else dict(given))
@@ -73,7 +73,7 @@ def adapter_of(given: Any) -> AdapterConfig:
 
 
 def _check_options(given: Any, known: set[str]) -> None:
-    """Raises ConfigError for an option beside these that is not at its default."""
+    """Raise ConfigError if an option other than these is not at its default."""
     usual = type(given)(**({"num_virtual_tokens": 1} if hasattr(given, "num_virtual_tokens") else {}))
     for name, value in vars(given).items():
         if name not in known and value != getattr(usual, name, value):

@@ -1,4 +1,4 @@
-"""Adapters that are virtual tokens before those of every row: prefix and prompt tuning."""
+"""Virtual tokens before the tokens of every row: prefix and prompt tuning."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ _SPREAD = 0.02  # of a random prefix
 
 @ADAPTERS.register("prefix")
 class PrefixAdapters(PeftAdapters):
-    """Prefix tuning: the keys and values of virtual tokens in every layer, without reparametrisation.
+    """Prefix tuning: trained keys and values of virtual tokens in every layer, without reparametrisation.
 
-    Started from activations, they are those of seeded random words of the vocabulary, so that the model reads these
-    words before every row; a random start of another size than activations upsets it.
+    With `init: activations` they start as those of seeded random words of the vocabulary, as if the model read these
+    words before every row; a random start on another scale than activations disturbs the model.
 
     Args:
         num_virtual_tokens: how many virtual tokens.
         init: from real activations, or from N(0, 0.02**2).
 
     Raises:
-        ConfigError: an encoder, or a model whose layers keep no keys and values, or in a way that peft does not know.
+        ConfigError: the model is an encoder, or its layers have no keys and values, or in a form that peft does not
+            support.
 
     Source: Li and Liang (2021), "Prefix-Tuning"; the start from activations as in MeZO (Malladi et al. 2023).
     """
@@ -66,13 +67,13 @@ class PrefixAdapters(PeftAdapters):
 
 @ADAPTERS.register("prompt")
 class PromptAdapters(PeftAdapters):
-    """Prompt tuning: the embeddings of virtual tokens. They start as those of seeded random words of the vocabulary.
+    """Prompt tuning: trained embeddings of virtual tokens, initialised from seeded random words of the vocabulary.
 
     Args:
         num_virtual_tokens: how many virtual tokens.
 
     Raises:
-        ConfigError: an encoder.
+        ConfigError: the model is an encoder.
 
     Source: Lester, Al-Rfou and Constant (2021), "The Power of Scale for Parameter-Efficient Prompt Tuning".
     """
@@ -106,8 +107,7 @@ def _check_causal(model: Any, adapter: str) -> None:
 
 
 def _random_words(model: Any, count: int, seed: int) -> torch.Tensor:
-    """Ids of seeded random words of the vocabulary, none that the configuration calls special, where there are others:
-    int64, [1, count]."""
+    """Ids of seeded random words, without special tokens if the vocabulary has others: int64, [1, count]."""
     config = model.config.get_text_config()
     special: set[Any] = set()
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -121,7 +121,7 @@ def _random_words(model: Any, count: int, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _activations(model: Any, count: int, seed: int) -> torch.Tensor:
-    """Keys and values of each layer for random words, as peft lays them out: float32, [count, everything else]."""
+    """Keys and values of each layer for random words, in peft's layout: float32, [count, everything else]."""
     try:
         cache = model(input_ids=_random_words(model, count, seed), use_cache=True).past_key_values
     except Exception as error:  # a forward fails in as many ways as there are models
@@ -139,7 +139,7 @@ def _activations(model: Any, count: int, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _init_parameters(adapters: PeftAdapters, first: torch.Tensor) -> None:
-    """The same start for all adapters; a classification head beside them starts as the model's."""
+    """Initialise all adapters alike; a classification head with them starts as the model's."""
     for adapter in adapters.names:
         (parameter,) = (p for name, p in adapters.tensors(adapter).items() if name.startswith("prompt_encoder."))
         if first.shape != parameter.shape:

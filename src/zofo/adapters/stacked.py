@@ -1,4 +1,4 @@
-"""Two low-rank adapters that act together as one: p or s above the theta of a bilevel run."""
+"""Two low-rank adapters that act together, saved as one: p or s on top of the theta of a bilevel run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 def as_one_adapter(model: Any, names: Sequence[str]) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The sum of some low-rank adapters of a model of peft, as peft's configuration and tensors of one.
+    """The sum of several low-rank adapters of a peft model, as the configuration and tensors of a single one.
 
-    A forward computes W x + s_1 B_1 A_1 x + s_2 B_2 A_2 x; the sum has the ranks together: A = [A_1; A_2] and
-    B = [s_1 B_1, s_2 B_2], with zeros beside layers that have one of them only.
+    A forward computes W x + s_1 B_1 A_1 x + s_2 B_2 A_2 x. The ranks of the sum add up: A = [A_1; A_2] and B = [s_1
+    B_1, s_2 B_2], padded with zeros for layers that have only one of them.
     """
     import peft
 
@@ -36,7 +36,7 @@ def as_one_adapter(model: Any, names: Sequence[str]) -> tuple[Any, dict[str, tor
 
 @torch.no_grad()
 def _side_by_side(layer: Any, names: Sequence[str], ranks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B of some adapters of a layer as those of one; zeros for one that it has not got."""
+    """A and B of several adapters of a layer, concatenated; zeros for an adapter that it does not have."""
     first = next(layer.lora_A[name].weight for name in names if name in layer.lora_A)
     last = next(layer.lora_B[name].weight for name in names if name in layer.lora_B)
     a, b = first.new_zeros(sum(ranks), first.shape[1]), last.new_zeros(len(last), sum(ranks))

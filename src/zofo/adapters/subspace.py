@@ -1,4 +1,4 @@
-"""Weight directions in the subspace of the inputs, as a LoRA adapter of which B alone moves."""
+"""Weight directions in the subspace of the inputs: a LoRA adapter in which only B moves."""
 
 from __future__ import annotations
 
@@ -24,30 +24,29 @@ _SHOWN = 3  # kinds of tensors that stay
 
 @ADAPTERS.register("subspace")
 class SubspaceAdapters(PeftAdapters):
-    """LoRA with A frozen in the top directions of each layer's inputs: W x + B A x, moved in B alone.
+    """LoRA with A frozen to the top directions of each layer's inputs: W x + B A x, where only B moves.
 
     The gradient G = sum over positions of delta x^T of a linear layer lies in the span of its inputs x. With the rows
     of A the top eigenvectors of the second moment of x, G A^T A is nearly G, in out x rank numbers.
 
-    The scale is 1. A direction z of W, with entries N(0, 1) or u v^T of such factors, has the right factor A^T A v
-    after projection, and A v is N(0, I): so z A^T is in law what the same noise gives for B, and a step on B is a step
-    on W along z A^T A. The slope along it is that of the loss along z A^T A too, so that epsilon and learning rates are
-    those of the model's own weights.
+    The scale is 1. A direction z of W, with entries N(0, 1) or of the form u v^T with such factors, is projected to z
+    A^T A, and z A^T has the same distribution as a direction of B: so a step on B is a step on W along z A^T A. The
+    slope of the loss is the same, too, so epsilon and learning rates are those of the model's own weights.
 
-    B starts from zero, so that the model's function is as it was. The base model is only run, never read or written.
+    B starts from zero, so the model's outputs do not change. The base weights are never written.
 
     Args:
-        rank: directions of each layer's inputs.
-        init: from the inputs that each layer gets in some training rows, or orthonormal at random.
-        calibration_batches: batches of training rows whose inputs are looked at, without a gradient, before the first
-            step.
-        target_modules: names of the linear layers that get one; by default all but the output head.
+        rank: number of input directions per layer.
+        init: from each layer's inputs for some training rows, or random orthonormal.
+        calibration_batches: number of batches of training rows to compute these inputs from, without a gradient, before
+            the first step.
+        target_modules: names of the linear layers to adapt; by default all but the output head.
 
     Raises:
-        ConfigError: a rank above a layer's number of inputs, a layer that is not linear, or names that match nothing.
+        ConfigError: the rank is above a layer's number of inputs, a layer is not linear, or names match nothing.
 
-    Source: A from inputs as in EVA (Paischer et al. 2024), with the second moment in place of the covariance; B alone
-    as in LoRA-FA (Zhang et al. 2023).
+    Source: A from inputs as in EVA (Paischer et al. 2024), with the second moment instead of the covariance; only B is
+    trained as in LoRA-FA (Zhang et al. 2023).
     """
 
     lr = 3e-4
@@ -77,11 +76,11 @@ class SubspaceAdapters(PeftAdapters):
             self._init_parameters(layer, Gaussian().whole(Key(seed, 0), f"subspace/{name}", (rank, inputs)))
 
     def is_trained(self, tensor: str) -> bool:
-        """All but A."""
+        """All tensors except A."""
         return "lora_A" not in tensor.split(".")
 
     def calibrate(self, forwards: Iterable[Forward]) -> None:
-        """A <- the top directions of each layer's inputs in some forwards."""
+        """A <- the top directions of each layer's inputs over some forwards."""
         bare = {name: layer.get_base_layer() for name, layer in self._layers.items()}
         found = InputDirections(bare, self._rank, self._seed)
         for run, mask in forwards:
@@ -95,7 +94,7 @@ class SubspaceAdapters(PeftAdapters):
         trim_memory(self.model)
 
     def notes(self) -> list[str]:
-        """Which tensors of the model have no adapter beside them, and which layers need no such rank."""
+        """Which tensors of the model have no adapter, and which layers do not need such a rank."""
         name = next(iter(self._narrow), None)
         narrow = f"the inputs of {len(self._narrow)} layers have fewer directions than method.adapter.rank={self._rank}"
         staying = self._note_of_staying()
@@ -134,7 +133,7 @@ class SubspaceAdapters(PeftAdapters):
 
     @torch.no_grad()
     def _init_parameters(self, layer: Any, rows: torch.Tensor) -> None:
-        """A <- orthonormal rows that span the same, B <- 0, in all adapters."""
+        """A <- orthonormal rows with the same span, B <- 0, in all adapters."""
         rows = orthonormal_rows(rows)
         for adapter in self.names:
             layer.lora_A[adapter].weight.copy_(rows)
@@ -142,7 +141,7 @@ class SubspaceAdapters(PeftAdapters):
 
 
 def linear_layers(model: Any) -> list[str]:
-    """The names of a model's linear layers, quantised ones among them, but for the output head.
+    """The names of a model's linear layers, including quantised ones, except the output head.
 
     Raises:
         ConfigError: it has none.

@@ -1,4 +1,4 @@
-"""A model as it is without its adapters, for a while: the base model, without a second one in memory."""
+"""The model without its adapters for a while: the base model, without a second copy in memory."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ _OFF: ContextVar[bool] = ContextVar("adapters_off", default=False)
 
 
 def are_off() -> bool:
-    """Whether adapters are switched off, for those that are no layers of the model."""
+    """Whether adapters are switched off, for adapters that are not layers of the model."""
     return _OFF.get()
 
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """While it is open, the forward of `model` uses none of the adapters that are attached to it.
+    """Context in which the forward of `model` uses none of its adapters.
 
-    What requires a gradient stays as it is, and no parameter is touched, so that a forward which carries directions of
-    the adapter may be around it.
+    `requires_grad` and all parameters are unchanged, so it can be used within a forward that perturbs the adapter.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 

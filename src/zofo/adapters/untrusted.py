@@ -1,7 +1,7 @@
-"""Adapters whose origin is unknown: looked at before peft reads them.
+"""Adapters of unknown origin: checked before peft reads them.
 
-peft's configurations can name modules to import, files to read and sizes to allocate. Of those, only what zofo's own
-adapters set may differ from its default, and every size must be that of a tensor that is there.
+peft's configurations can name modules to import, files to read and sizes to allocate. Only options that zofo's own
+adapters set may differ from their default, and every size must match a tensor in the file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _names(value: Any) -> bool:
 
 
 def _targets(value: Any) -> bool:
-    """Names of modules; or a pattern, but only one that peft itself has for a kind of model: others may never end."""
+    """Names of modules; or a pattern, but only one of peft's own, since others may never terminate."""
     from peft.utils import constants
 
     by_model = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -82,11 +82,11 @@ _KINDS = {
 
 
 def load_strange_adapter(model: Any, folder: Path, merge: bool = False) -> None:
-    """Attach an adapter whose origin is unknown, or merge it; what zofo never writes into one is refused.
+    """Attach or merge an adapter of unknown origin; anything that zofo never writes is refused.
 
     Raises:
-        RunError: an option that zofo's adapters do not have, sizes that its tensors do not have, a number that is not
-            finite, or tensors that the model lacks.
+        RunError: an option that zofo's adapters do not have, a size that does not match its tensors, a non-finite
+            value, or a tensor that the model does not have.
     """
     import peft
 
@@ -105,7 +105,7 @@ def check_untrusted_adapter(folder: Path) -> Mapping[str, torch.Tensor]:
     """Read an adapter's tensors, if zofo could have written it.
 
     Raises:
-        RunError: as `load_strange_adapter`, but for what depends on the model.
+        RunError: as `load_strange_adapter`, except for what depends on the model.
     """
     content = adapter_content(folder)
     _check_options(content)
@@ -118,7 +118,7 @@ def check_untrusted_adapter(folder: Path) -> Mapping[str, torch.Tensor]:
 
 
 def can_name_a_tensor(name: str) -> bool:
-    """Whether a model can have a tensor of that name, which is not too long for a message."""
+    """Whether a model can have a tensor of that name, and it is short enough for a message."""
     return len(name) <= _LONGEST and _TENSOR.fullmatch(name) is not None
 
 
@@ -143,7 +143,7 @@ def _check_options(content: Mapping[str, Any]) -> None:
 
 
 def _check_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Sizes in the configuration are allocated before a tensor is read, so each must be that of a tensor."""
+    """Check that each size in the configuration matches a tensor, since peft allocates it before reading."""
     if not tensors:
         raise RunError("the adapter holds no tensors")
     for name, tensor in tensors.items():

@@ -1,7 +1,7 @@
-"""Virtual tokens in a forward pass: whatever reads the model sees the tokens it gave, behind a prefix or a prompt.
+"""Insert virtual tokens into a forward pass: the model sees a prefix or a prompt before the given tokens.
 
-peft's own forward drops position ids, which padding on the left needs, and takes no mask of pairs of positions. So a
-pre-hook of the transformers model puts the virtual tokens before the others itself.
+peft's own forward drops position ids, which left padding needs, and does not accept a mask of pairs of positions. So a
+pre-hook of the transformers model inserts the virtual tokens itself.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Inputs = dict[str, Any]
 
 
 class VirtualTokens:
-    """A pre-hook that puts the active prefix or prompt of a peft model before the tokens of each row.
+    """A pre-hook that inserts the active prefix or prompt of a peft model before the tokens of each row.
 
-    A prefix is given as the keys and values of tokens before the first. A prompt is given as embeddings before those of
-    the row, so that logits have that many positions more, at the start. Either only where the cache is still empty;
-    masks and positions count the virtual tokens in every call.
+    A prefix is passed as cached keys and values. A prompt is passed as embeddings before those of the row, so logits
+    have that many extra positions at the start. Both only while the cache is empty; masks and positions account for the
+    virtual tokens in every call.
     """
 
     def __init__(self, model: Any, peft_model: Any) -> None:
@@ -31,7 +31,7 @@ class VirtualTokens:
         self._arguments = tuple(inspect.signature(type(model).forward).parameters)[1:]
 
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: Inputs) -> tuple[tuple[()], Inputs]:
-        """The inputs of a forward with the virtual tokens before the others, all by keyword."""
+        """The inputs of a forward including the virtual tokens, all by keyword."""
         inputs = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
         if are_off():
             return (), inputs
@@ -56,7 +56,7 @@ class VirtualTokens:
         return (), inputs
 
     def _prompt(self, model: Any, inputs: Inputs, rows: int, count: int) -> None:
-        """Embeddings of the prompt before those of the tokens."""
+        """Prepend the embeddings of the prompt to those of the tokens."""
         ids = inputs.pop("input_ids", None)
         inputs.pop("token_type_ids", None)  # of the tokens that are read; there is none for a virtual one
         embeddings: torch.Tensor = inputs["inputs_embeds"] if ids is None else model.get_input_embeddings()(ids)
@@ -83,7 +83,7 @@ def inject(model: Any, peft_model: Any) -> None:
 
 
 def _count_in_positions(inputs: Inputs, length: int, count: int) -> None:
-    """Move the positions of the tokens behind the virtual ones; where none are given, a mask of rows tells them."""
+    """Shift the positions of the tokens past the virtual ones; if none are given, derive them from a mask of rows."""
     positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
     if positions is None and mask is not None and mask.dim() == 2:
         positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
@@ -92,7 +92,7 @@ def _count_in_positions(inputs: Inputs, length: int, count: int) -> None:
 
 
 def _count_in_mask(inputs: Inputs, count: int) -> None:
-    """Let every token see the virtual ones: columns before the others, of a mask of rows or of pairs."""
+    """Let every token see the virtual ones: prepend columns to a mask of rows or of pairs."""
     mask = inputs.get("attention_mask")
     if mask is None:
         return
@@ -101,7 +101,7 @@ def _count_in_mask(inputs: Inputs, count: int) -> None:
 
 
 def _pairs_with_prompt(mask: torch.Tensor, count: int) -> torch.Tensor:
-    """A mask of pairs, [R, 1, L, L], with a prompt before the tokens: it sees itself up to each, and all see it."""
+    """A mask of pairs, [R, 1, L, L], with a prompt before the tokens: it is causal, and all tokens see it."""
     seen, unseen = (True, False) if mask.dtype == torch.bool else (0.0, torch.finfo(mask.dtype).min)
     rows, heads, length, _ = mask.shape
     out = mask.new_full((rows, heads, count + length, count + length), unseen)
@@ -115,7 +115,7 @@ def _pairs_with_prompt(mask: torch.Tensor, count: int) -> torch.Tensor:
 def _padded_left(
     embeddings: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Rows turned round until their padding, wherever it was, stands on the left."""
+    """Rows rotated so that their padding, wherever it was, is on the left."""
     length = mask.shape[1]
     places = torch.arange(length, device=mask.device)
     last = torch.where(mask.bool(), places, 0).amax(dim=1, keepdim=True)
@@ -125,7 +125,7 @@ def _padded_left(
 
 
 def _check_row_lengths(model: Any, inputs: Inputs, length: int, count: int) -> None:
-    """Raises ConfigError for rows that leave no room for the virtual tokens."""
+    """Raise ConfigError if rows leave no room for the virtual tokens."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
     longest = length + count if mask is None else mask.shape[-1]

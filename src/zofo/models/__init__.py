@@ -1,4 +1,4 @@
-"""Models of transformers: loading them, their heads, their tokenizers, and checks of their padding."""
+"""transformers models: loading them, their heads and tokenizers, and checks of their padding."""
 
 from zofo.models.heads import Head, check_head_labels, takes
 from zofo.models.loading import (

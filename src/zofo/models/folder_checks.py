@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the model that is loaded: an adapter, other weights, tensors without a place."""
+"""Checks of what else a checkpoint contains: an adapter, other weights, or tensors that the model does not have."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _GENERATION = "generation_config.json"
 
 
 def check_model_folder(folder: Path, name: str) -> None:
-    """Refuse a folder that is read in another way than its owner may expect; only the names of its files are looked at.
+    """Refuse a folder that transformers reads differently than its owner may expect, judging by its file names.
 
-    Raises ModelError: an adapter, which transformers would attach without a word; two sets of weights, of which it
-    would read one; or a `generation_config.json` that cannot be read, which it would leave out.
+    Raises ModelError for an adapter, which transformers would attach silently; for two sets of weights, of which it
+    would read one; and for an unreadable `generation_config.json`, which it would ignore.
     """
     if (folder / ADAPTER).is_file():
         check_no_adapter(folder / ADAPTER, name, alone=not (folder / "config.json").is_file())
@@ -45,14 +45,14 @@ def check_model_folder(folder: Path, name: str) -> None:
 
 
 def check_no_adapter(file: Path, name: str, alone: bool) -> None:
-    """Refuse an adapter beside a model or in its place.
+    """Refuse an adapter beside a model, or instead of one.
 
     Args:
         file: the `adapter_config.json` that was found.
         alone: whether there is no model beside it.
 
     Raises:
-        ModelError: always; names the base model that the adapter was trained on.
+        ModelError: always; the message names the base model of the adapter.
     """
     try:
         content = read_json_object(file)
@@ -72,16 +72,16 @@ def check_no_adapter(file: Path, name: str, alone: bool) -> None:
 
 
 def check_checkpoint_tensors(model: nn.Module, found: Mapping[str, Iterable[Any]], name: str) -> None:
-    """Refuse a checkpoint whose tensors are those of another model than its config.json describes.
+    """Refuse a checkpoint whose tensors belong to another model than its config.json describes.
 
-    Tensors of another head, or of a part that the model does not have at all, are left out. One of a layer that the
-    model has, or of one more such layer, would be missing in silence.
+    Tensors of another head, or of a part that the model does not have at all, are ignored. A tensor of one of the
+    model's layers, or of an additional layer, would be lost silently.
 
     Args:
-        found: what transformers says of the keys: `mismatched_keys` and `unexpected_keys`.
+        found: transformers' report: `mismatched_keys` and `unexpected_keys`.
 
     Raises:
-        ModelError: names a tensor.
+        ModelError: there is one; the message names it.
     """
     hint = "config.json describes another model than the weights: take both from one checkpoint"
     for key, *shapes in sorted(found["mismatched_keys"]):
@@ -103,12 +103,12 @@ _NUMBER = re.compile(r"\b\d+\b")
 
 
 def _any_layer(name: str) -> str:
-    """A name without the numbers of layers."""
+    """A name without layer numbers."""
     return _NUMBER.sub("*", name)
 
 
 def _is_missed(key: str, repeated: Mapping[str, str], model: nn.Module) -> bool:
-    """Whether a tensor belongs to one of the layers that a model repeats, and is no mask that older versions saved."""
+    """Whether a tensor belongs to a repeated layer of a model, and is not a mask that older versions saved."""
     above, last = _any_layer(key).rpartition(".")[::2]
     if last in _MASKS or (
         last == "bias" and above in repeated and any(model.get_submodule(repeated[above]).children())

@@ -1,4 +1,4 @@
-"""The head of a model, what turns its last states into outputs: which one it is, and how a new one starts."""
+"""The head of a model, which maps its last hidden states to outputs: which one it is, and how a new one starts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _USUAL_SPREAD = 0.02  # of the first weights, where a configuration names none
 
 
 def default_head(content: Mapping[str, Any]) -> Head:
-    """The head that a checkpoint was made with; classification for an encoder that has none of these heads."""
+    """The head that a checkpoint was saved with; classification for an encoder without a head."""
     made = _architecture(content)
     if made.endswith("ForMaskedLM"):
         return "masked-lm"
@@ -39,19 +39,19 @@ def default_head(content: Mapping[str, Any]) -> Head:
 
 
 def is_encoder(content: Mapping[str, Any]) -> bool:
-    """Whether a configuration is that of a model such as BERT, whose tokens see those after them."""
+    """Whether a configuration belongs to a model such as BERT, whose tokens attend to later ones."""
     decodes = any(content.get(flag) for flag in ("is_decoder", "is_encoder_decoder", "causal"))
     return not decodes and content.get("model_type") in _types_with("masked-lm")
 
 
 def head_options(head: Head, content: Mapping[str, Any], name: str, labels: int | None) -> dict[str, Any]:
-    """What transformers is told to load a checkpoint with a head.
+    """transformers' options for loading a checkpoint with a head.
 
     Args:
         labels: number of labels of the task; None for those of the checkpoint's own head.
 
     Raises:
-        ModelError: the architecture has no such head, or the checkpoint's has another number of labels.
+        ModelError: the architecture has no such head, or the checkpoint's head has another number of labels.
     """
     kind = content.get("model_type")
     known = kind in _types_with(head) or _CLASSES[head][0] in (content.get("auto_map") or {})
@@ -83,14 +83,14 @@ def head_options(head: Head, content: Mapping[str, Any], name: str, labels: int 
 
 
 def check_head_labels(named: Sequence[str], name: str, labels: Sequence[tuple[str, ...]]) -> None:
-    """Refuse a checkpoint's own classification head whose outputs are named, and not as the labels in their place.
+    """Refuse a checkpoint's own classification head whose output names contradict the order of the labels.
 
     Args:
-        named: the outputs, in their order; names such as `LABEL_0` and numbers in their order say nothing.
-        labels: of the task, in the order of the outputs: all that each is called.
+        named: the outputs in order; names such as `LABEL_0`, and numbers in order, are ignored.
+        labels: all names of each label of the task, in order.
 
     Raises:
-        ModelError: an output has another name, or that of another label; says how to name or order them.
+        ModelError: an output has another name, or that of another label; the message says how to rename or reorder.
     """
     plain = [text.casefold().removeprefix("label_") for text in named]
     if plain == [str(number) for number in range(len(plain))]:
@@ -112,10 +112,10 @@ def check_head_labels(named: Sequence[str], name: str, labels: Sequence[tuple[st
 
 
 def output_names(model: Any, content: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a checkpoint calls the outputs of its own classification head; empty where it has none.
+    """The names of the outputs of a checkpoint's own classification head; empty if it has none.
 
     Args:
-        model: as it was loaded, with a classification head.
+        model: the loaded model, with a classification head.
     """
     if not has_own_classifier(content):
         return ()
@@ -123,24 +123,24 @@ def output_names(model: Any, content: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def has_own_classifier(content: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint brings a classification head."""
+    """Whether a checkpoint includes a classification head."""
     return _architecture(content).endswith(_CLASSIFIER)
 
 
 def auto_class_name(head: Head) -> str:
-    """The name of the class of transformers that loads models with this head."""
+    """The name of the transformers auto class that loads models with this head."""
     return _CLASSES[head][0]
 
 
 def head_class(head: Head) -> Any:
-    """The class of transformers that loads models with this head."""
+    """The transformers auto class that loads models with this head."""
     import transformers
 
     return getattr(transformers, auto_class_name(head))
 
 
 def head_layers(head: Head, source: str, **options: Any) -> list[str]:
-    """The names of what stands beside the body of a classifier, which training moves; empty for other heads."""
+    """The names of a classifier's layers beside its body, which training moves; empty for other heads."""
     if head != "classification":
         return []
     import transformers
@@ -153,12 +153,12 @@ def head_layers(head: Head, source: str, **options: Any) -> list[str]:
 
 
 def complete_head(model: Any, missing: Iterable[str], head: Head, name: str, seed: int) -> None:
-    """Start what the checkpoint did not bring of a classification head, or refuse a model that lacks anything else.
+    """Initialise the parts of a classification head that the checkpoint lacks; refuse a model that lacks anything else.
 
-    Matrices start from N(0, s^2), with s the spread that the architecture starts its own from, biases from zero and
-    scales of norms from one. The draw depends on the seed and the parameter's name alone.
+    Matrices start from N(0, s^2), with s the architecture's initializer range, biases from zero and scales of norms
+    from one. The draw depends only on the seed and the parameter's name.
 
-    Raises ModelError: a language model's head is missing, or a part of the body.
+    Raises ModelError if the head of a language model, or a part of the body, is missing.
     """
     own = dict(model.named_parameters(remove_duplicate=False))
     absent = sorted(set(missing) & set(own))
@@ -196,10 +196,10 @@ def _init_parameter(parameter: nn.Parameter, name: str, model: Any, seed: int) -
 
 
 def pool_last(model: Any, pad: int) -> None:
-    """Let the classification head of a causal model find the last token of a row, the last that is not padding.
+    """Let the classification head of a causal model use the last token of a row that is not padding.
 
     Args:
-        model: with a classification head; nothing is changed in an encoder, which has its own way.
+        model: a model with a classification head; an encoder, which pools differently, is not changed.
     """
     if not is_encoder(model.config.to_dict()):
         model.config.pad_token_id = pad
@@ -226,7 +226,7 @@ def _architecture(content: Mapping[str, Any]) -> str:
 
 
 def _types_with(head: str) -> Mapping[str, Any]:
-    """Types of models, as configurations call them, for which transformers has this head."""
+    """The model types of transformers that have this head."""
     from transformers.models.auto import modeling_auto
 
     types: Mapping[str, Any] = getattr(modeling_auto, _CLASSES[head][1])

@@ -98,16 +98,15 @@ class ModelConfig(Config):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be asked for losses: in evaluation mode, on its device.
+    """A loaded model: in evaluation mode, on its device.
 
     Args:
         model: a transformers model with a head.
         tokenizer: its fast tokenizer, with a padding token.
-        name: as it was asked for.
-        head: what the model's outputs are.
-        outputs: what the checkpoint calls the outputs of its own classification head; empty where it has none.
-        checkpoint_dtype: number type of the weights in the checkpoint, as its config.json has it; None where it says
-            nothing.
+        name: the name it was loaded by.
+        head: the kind of the model's outputs.
+        outputs: names of the outputs of the checkpoint's own classification head; empty if it has none.
+        checkpoint_dtype: dtype of the checkpoint's weights according to its config.json; None if that does not say.
     """
 
     model: Any
@@ -119,12 +118,12 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return torch.device(next(self.model.parameters()).device)
 
 
 def head_of(config: ModelConfig | str) -> Head:
-    """The head that a model would be loaded with; of the checkpoint, only its config.json is read.
+    """The head that a model would be loaded with, from the checkpoint's config.json alone.
 
     Raises:
         UnknownNameError: a bare name that is neither embedded nor a folder.
@@ -138,10 +137,10 @@ def head_of(config: ModelConfig | str) -> Head:
 
 
 def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int | None = None) -> LoadedModel:
-    """Load what `config` names, in evaluation mode, on the device accelerate chooses.
+    """Load the model that `config` names, in evaluation mode, on the device that accelerate chooses.
 
-    A classification head that the checkpoint does not bring starts from `config.head_seed`: the same bits everywhere.
-    No global generator is read or moved.
+    A classification head that the checkpoint lacks is initialised from `config.head_seed`, with the same bits
+    everywhere. No global generator is used.
 
     Args:
         config: which model, or just its name.
@@ -150,9 +149,9 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
 
     Raises:
         UnknownNameError: a bare name that is neither embedded nor a folder.
-        ModelError: nothing loadable there, the Hub cannot be reached and its cache does not hold it, or a model that
-            cannot do what its head is for; a checkpoint that holds an adapter, or another model's tensors; or weights
-            that cannot be packed as they are to be.
+        ModelError: there is nothing to load; the Hub cannot be reached and its cache does not have the model; the model
+            does not work with its head; the checkpoint contains an adapter, or another model's tensors; or its weights
+            cannot be quantised as configured.
     """
     config = ModelConfig(name=config) if isinstance(config, str) else config
     from accelerate import PartialState  # takes seconds, so mistakes found before a model is loaded do not wait for it
@@ -195,16 +194,16 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
 def load_on_meta(
     config: ModelConfig, remote_code: bool = False, labels: int | None = None, with_tokenizer: bool = True
 ) -> LoadedModel:
-    """The shape of the model that `load_model` would load, on the meta device: of its checkpoint only config.json is
-    read, and its tokenizer, if that is wanted.
+    """The model that `load_model` would load, on the meta device, from its config.json and, if requested, its
+    tokenizer.
 
     Args:
         labels: number of labels of the task, for a classification head.
-        with_tokenizer: whether its tokenizer is read, which takes longer than all else.
+        with_tokenizer: whether to read its tokenizer, which takes longer than everything else.
 
     Raises:
         UnknownNameError: a bare name that is neither embedded nor a folder.
-        ModelError: nothing readable there, or weights packed in a way whose size is not known.
+        ModelError: there is nothing to read, or the weights are packed in a format of unknown size.
     """
     import transformers
 
@@ -231,7 +230,7 @@ def load_on_meta(
 
 
 def _settle(model: Any, config: ModelConfig, dtype: torch.dtype) -> None:
-    """Check what was packed or left in its files, if anything was to be, and set it right."""
+    """Check the weights that should be packed or offloaded, and finish their set-up."""
     check_packed(model, config.quantization, config.name)
     settle_packed_layers(model, dtype)
     if config.offload is not None:
@@ -241,7 +240,7 @@ def _settle(model: Any, config: ModelConfig, dtype: torch.dtype) -> None:
 
 
 def _put(model: Any, device: Any, asked: str | None) -> None:
-    """Move a model to a device; a quantised one is there, and may not be moved."""
+    """Move a model to a device; a quantised one is already there, and must not be moved."""
     if quantized_as(model) is not None:
         return
     try:
@@ -252,7 +251,7 @@ def _put(model: Any, device: Any, asked: str | None) -> None:
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The tokenizer of a model that is not loaded; of the model, only the size of the vocabulary is read.
+    """The tokenizer of a model that is not loaded; of the model, only the vocabulary size is read.
 
     Raises:
         UnknownNameError: a bare name that is neither embedded nor a folder.
@@ -270,7 +269,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, by name.
 
     Raises:
-        RunError: it cannot be read, or holds a number that is not finite.
+        RunError: it cannot be read, or contains a non-finite value.
     """
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
@@ -284,16 +283,16 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write tensors as one safetensors file."""
+    """Write tensors to a safetensors file."""
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def check_known_model(name: str) -> None:
-    """Find out whether a model's name can stand for one; nothing is fetched, and a Hub id is believed.
+    """Check that a name can refer to a model. Nothing is fetched, and a Hub id is assumed to exist.
 
     Raises:
         UnknownNameError: a bare name that is neither embedded nor a folder.
-        ModelError: a folder without a model, or one that can be read in two ways.
+        ModelError: a folder without a model, or an ambiguous one.
     """
     if name in EMBEDDED_MODELS:
         return
@@ -329,11 +328,9 @@ def _source(config: ModelConfig) -> str:
 
 @contextmanager
 def _opened(config: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where a model is, and what its config.json holds; no code of the model's runs for that, and no class of
-    transformers need know it.
+    """The place of a model and the content of its config.json, without running its code or needing its class.
 
-    Whatever goes wrong while it is open is said to be wrong with the model. A Hub that cannot be reached is not asked,
-    but for its cache.
+    Any error inside the context is reported as one of the model. If the Hub cannot be reached, its cache is used.
     """
     import transformers
 
@@ -363,7 +360,7 @@ def _opened(config: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no notes of transformers while it is open; the settings are put back."""
+    """Context without progress bars and notes of transformers."""
     import transformers
 
     log = transformers.utils.logging

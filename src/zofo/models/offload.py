@@ -1,4 +1,4 @@
-"""Weights that stay in the files of the checkpoint: mapped into memory, read as a forward needs them, never written."""
+"""Weights that stay in the files of the checkpoint: memory-mapped, read as a forward needs them, never written."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _SMALL = 0.02  # share of the weights that may be in memory: a new head, a tenso
 
 
 def is_offloaded(model: Any) -> bool:
-    """Whether the weights of a model stay in their files, so that they may only be read."""
+    """Whether a model's weights stay in their files, so that they are read-only."""
     return bool(getattr(model, _MARK, False))
 
 
 def checkpoint_dtype(content: Mapping[str, Any]) -> str | None:
-    """The number type that a config.json says of the weights of its checkpoint, such as `bfloat16`."""
+    """The dtype of a checkpoint's weights according to its config.json, such as `bfloat16`."""
     parts = (content, content.get("text_config") or {})
     own = next((part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)), None)
     return None if own is None else str(own).removeprefix("torch.")
 
 
 def check_can_be_offloaded(content: Mapping[str, Any], quantization: str | None, dtype: str, device: Any) -> None:
-    """Find out whether the weights of a checkpoint can stay in their files, before any of them is read.
+    """Check that the weights of a checkpoint can stay in their files, before any of them is read.
 
     Args:
-        quantization: how weights are packed as they are loaded, if they are.
+        quantization: how weights are packed during loading, if they are.
 
     Raises:
-        ModelError: they would be copied into memory; says why.
+        ModelError: they would be copied into memory; the message says why.
     """
     own = checkpoint_dtype(content) or dtype
     for wrong, why, instead in (
@@ -57,10 +57,10 @@ def check_can_be_offloaded(content: Mapping[str, Any], quantization: str | None,
 
 
 def leave_in_files(model: nn.Module, name: str) -> None:
-    """Mark a model whose weights are read from the files they were loaded from.
+    """Mark a model as offloaded: its weights are read from the files they were loaded from.
 
     Raises:
-        ModelError: transformers has copied a part of them into memory; names it.
+        ModelError: transformers has copied a part of them into memory; the message names it.
     """
     copied = [key for key, tensor in model.named_parameters() if not _is_mapped(tensor)]
     sizes = {key: tensor.nbytes for key, tensor in model.named_parameters()}
@@ -76,16 +76,16 @@ def leave_in_files(model: nn.Module, name: str) -> None:
 
 
 def mark_offloaded(model: nn.Module) -> None:
-    """Make known that the weights of a model stay in their files, or would if it had any."""
+    """Mark a model as offloaded, also one on the meta device."""
     setattr(model, _MARK, True)
 
 
 def offload_note(model: nn.Module) -> str:
-    """How much of an offloaded model is read from its files."""
+    """A message that says how much of an offloaded model is read from its files."""
     size = sum(tensor.nbytes for tensor in model.parameters() if _is_mapped(tensor))
     return f"weights of {size / 2**30:.2f} GiB are read from their files, which other processes can share"
 
 
 def _is_mapped(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's memory is that of a file: torch did not allocate it, and cannot resize it."""
+    """Whether a tensor is memory-mapped from a file: torch did not allocate it, and cannot resize it."""
     return not tensor.untyped_storage().resizable()

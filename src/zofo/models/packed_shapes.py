@@ -1,4 +1,4 @@
-"""Quantised layers without numbers: what stands in for them where only memory and work are asked for."""
+"""Stand-ins for quantised layers on the meta device, to estimate memory and work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BYTES_OF_WEIGHT: Mapping[str, float] = {
 
 
 class _Unpacked(torch.autograd.Function):
-    """y = x W^T with W unpacked for the product, and once more for the gradient of x, as bitsandbytes has it."""
+    """y = x W^T, with W unpacked for the product and again for the gradient of x, as in bitsandbytes."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -39,7 +39,7 @@ class PackedShape(nn.Linear):
     """A quantised linear layer on the meta device.
 
     Attributes:
-        packed_bytes: what its weights take, and what they are unpacked by.
+        packed_bytes: bytes of its weights, including the quantisation constants.
     """
 
     packed_bytes: int
@@ -50,14 +50,14 @@ class PackedShape(nn.Linear):
 
 
 def pack_shapes(model: nn.Module, by: str, dtype: torch.dtype, kept: Collection[str]) -> None:
-    """Put stand-ins in place of the layers that would be packed.
+    """Replace the layers that would be packed by stand-ins.
 
     Args:
-        by: how, of `BYTES_OF_WEIGHT`.
+        by: the format, a key of `BYTES_OF_WEIGHT`.
         kept: names of layers that are not packed.
 
     Raises:
-        ModelError: it has no layers that could be.
+        ModelError: the model has no layers that can be packed.
     """
     output = getattr(model, "get_output_embeddings", lambda: None)()
     found = 0
@@ -79,12 +79,12 @@ def pack_shapes(model: nn.Module, by: str, dtype: torch.dtype, kept: Collection[
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """What the weights of a model take, as they are packed."""
+    """The bytes of a model's weights, as packed."""
     packed = {id(part.weight): part.packed_bytes for part in model.modules() if isinstance(part, PackedShape)}
     tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
     return sum(packed.get(key, one.nbytes) for key, one in tensors.items())
 
 
 def packed_numbers(model: nn.Module) -> int:
-    """How many weights are packed."""
+    """The number of packed weights."""
     return sum(part.weight.numel() for part in model.modules() if isinstance(part, PackedShape))

@@ -1,4 +1,4 @@
-"""Small forwards that find out whether a model's scores of a row depend on the rows beside it."""
+"""Small forwards that check whether a model's scores of a row depend on other rows in the batch."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _ROUNDINGS = 8  # how many times what padding alone does to a score, far from an
 
 @torch.no_grad()
 def check_fit_for_scoring(model: Any, pad: int, name: str) -> None:
-    """Refuse a model whose logits of a token depend on the tokens after it, or on padding on the left.
+    """Refuse a model whose logits of a token depend on later tokens, or on padding on the left.
 
-    In one forward, five tokens stand before three more, and again behind three of padding, which is masked; positions
-    are those of the tokens, if the model takes any. The logits of the fifth must agree. Rounding may tip a router of
-    experts over, so a model is only refused when several choices of tokens show the same.
+    One forward has a row of five tokens followed by three more, and a row of three masked padding tokens followed by
+    the same five; positions are those of the tokens, if the model accepts positions. The logits of the fifth token must
+    agree. Rounding can change the choice of a router, so a model is refused only if several choices of tokens disagree.
 
-    Raises ModelError: the model is unfit, or cannot be run; names the architecture.
+    Raises ModelError if they do not, or the model cannot be run; the message names the architecture.
     """
     shown = f"{name!r} is a {type(model).__name__}"
     try:
@@ -55,21 +55,21 @@ def check_fit_for_scoring(model: Any, pad: int, name: str) -> None:
 def check_mixed_lengths(
     model: Any, pad: int, name: str, head: Head, rows: Collection[Sequence[int]], longest: int
 ) -> None:
-    """Refuse rows of which a long one changes the scores of a short one beside it.
+    """Refuse rows for which a long row changes the scores of a short one in the same batch.
 
-    Rope factors that the longest row of a batch switches, sparse or chunked attention and experts of a limited
-    capacity do that, each beyond a number of tokens in the model's configuration. The shortest row, and the
-    shortest beyond each such number, are scored alone, beside one just longer than each such number, and beside the
-    longest. A model without such a number below `longest` is not asked, but for those that are padded on the right,
-    which are asked beside a few tokens more.
+    The causes are rope factors that depend on the longest row, sparse or chunked attention, and experts of limited
+    capacity, each beyond a number of tokens in the model's configuration. The shortest row, and the shortest row beyond
+    each such number, are scored alone, beside a row just longer than each such number, and beside the longest. A model
+    without such a number below `longest` is not tested, unless rows are padded on the right; then a few more tokens are
+    used.
 
     Args:
-        rows: the tokens of each row that may come into a batch.
-        longest: tokens of the longest row, with those that are still to come: virtual ones and generated ones.
+        rows: the tokens of each row that may be in a batch.
+        longest: tokens of the longest row, including virtual and generated ones.
 
     Raises:
-        ModelError: such rows, or a forward of them fails; names the keys of the configuration and the longest row
-            that can be used.
+        ModelError: there are such rows, or their forward fails; the message names the keys of the configuration and the
+            longest usable row.
     """
     numbers = {value: key for key, value in _lengths(model.config.to_dict()) if _LENGTH + _MORE < value < longest}
     if not numbers and head == "causal-lm":  # whose padding was tried when it was loaded
@@ -89,7 +89,7 @@ def _check_beside_longer(
     longest: int,
     numbers: Mapping[int, str],
 ) -> None:
-    """Refuse rows of which the shortest scores otherwise beside a longer one; `numbers` are tokens, with their keys."""
+    """Refuse rows if the shortest gets other scores beside a longer one; `numbers` are token counts with their keys."""
     shortest = min(map(len, rows))
     ahead = [number for number in numbers if number >= shortest]
     near = min(shortest + _MORE, longest, *ahead)
@@ -124,7 +124,7 @@ def _check_beside_longer(
 
 
 class _Neighbours:
-    """Rows as short as the shortest, each alone and beside a longer one."""
+    """Scores of the shortest rows, alone and beside a longer one."""
 
     def __init__(self, model: Any, pad: int, head: Head, rows: Collection[Sequence[int]]) -> None:
         self._model, self._pad, self._head = model, pad, head
@@ -133,10 +133,10 @@ class _Neighbours:
         self._long = max(rows, key=len)
 
     def longest_usable(self, shortest: int, near: int, lengths: Sequence[int]) -> int | None:
-        """Tokens of the longest row that leaves a short one as it is.
+        """The number of tokens of the longest row that does not change a short one.
 
         Returns:
-            None if rows of all `lengths` and `near` leave it so; 0 if it depends on what was scored before.
+            None if no row of `lengths` and `near` changes it; 0 if it depends on what was scored before.
         """
         most = _TOLERANCES.get(self._model.dtype, _TOLERANCE)
         least = 1e-5 if self._model.dtype == torch.float32 else 2 * torch.finfo(self._model.dtype).eps
@@ -158,10 +158,11 @@ class _Neighbours:
         return None
 
     def _apart(self, length: int, limit: float) -> float:
-        """How far scores alone and beside a row of `length` tokens are apart, until a row is within the limit.
+        """The largest difference between scores alone and beside a row of `length` tokens, until a row is within the
+        limit.
 
-        Rounding may tip a router of experts over, and often does in half precision: there the row that shows least
-        counts, else the one in the middle.
+        Rounding can change the choice of a router, and often does in half precision: there the row with the smallest
+        difference counts, otherwise the median.
         """
         found: list[float] = []
         enough = 2 if self._model.dtype == torch.float32 and len(self._short) > 1 else 1
@@ -172,14 +173,14 @@ class _Neighbours:
         return sorted(found)[enough - 1]
 
     def _once(self, row: Sequence[int], length: int) -> float:
-        """The same of one row. What a model remembers of the longest row so far, it forgets with a few tokens."""
+        """The difference for one row. A few tokens reset what a model remembers of its longest row."""
         long = (list(self._long) * (length // len(self._long) + 1))[-length:]
         beside = self._scores([row, long])
         self._scores([row[-_LENGTH:]])
         return _distance(self._scores([row]), beside)
 
     def _scores(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Logits that the first row is scored by."""
+        """The logits from which the first row is scored."""
         tokens = len(rows[0])
         if self._head == "causal-lm":
             return _logits(self._model, rows, self._pad, keep=min(tokens, _MORE))[0]
@@ -188,7 +189,7 @@ class _Neighbours:
 
 
 def _lengths(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, int]]:
-    """What may be a number of tokens in a configuration, with its key; that of a part begins with the part's."""
+    """Values in a configuration that may be numbers of tokens, with their keys; nested keys have a prefix."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _lengths(value, f"{above}{key}.")
@@ -199,7 +200,8 @@ def _lengths(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
 
 
 def _agrees(model: Any, pad: int, padding: int) -> bool:
-    """Whether a row scores the same before some tokens as behind padding, or, without any, as before other tokens."""
+    """Whether a row scores the same before other tokens as after padding; or without padding, before two sets of
+    tokens."""
     size, tokens = model.config.get_text_config().vocab_size, _LENGTH + 2 * _MORE
     spread = [(2 * i + 1) * size // (2 * tokens * _ATTEMPTS + 2) for i in range(tokens * _ATTEMPTS + 1)]
     ids = [token for token in spread if token != pad]  # from all over the vocabulary: its ends are often special
@@ -217,7 +219,8 @@ def _agrees(model: Any, pad: int, padding: int) -> bool:
 def _logits(
     model: Any, rows: Sequence[Sequence[int]], pad: int, right: bool = False, keep: int | None = None
 ) -> torch.Tensor:
-    """Of rows padded on the left, where the model is told their positions, or on the right; of the last `keep`."""
+    """The logits of the last `keep` positions of rows padded on the left, if the model takes positions, or on the
+    right."""
     width = max(map(len, rows))
     padding = [width - len(row) for row in rows]
     both = list(zip(rows, padding, strict=True))
@@ -235,7 +238,7 @@ def _logits(
 
 
 def _distance(first: torch.Tensor, second: torch.Tensor) -> float:
-    """How far logits are apart, relative to their spread over the vocabulary, where they are furthest."""
+    """The largest difference of logits, relative to their spread over the vocabulary."""
     if not first.isfinite().all():  # a forward that overflows says so itself, where a loss is asked for
         return 0.0
     # what is equal for all tokens is taken off, since no probability depends on it

@@ -1,4 +1,4 @@
-"""Quantised weights: packed while a model is loaded, or packed in its checkpoint already; they are only ever read."""
+"""Quantised weights: packed during loading, or already packed in the checkpoint. They are read-only."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _HOLES = 1 << 24  # weights of a model whose tensors, once freed, are worth givi
 
 
 def quantized_as(model: Any) -> str | None:
-    """The method by which the weights of a model are quantised, as transformers calls it; None for plain weights."""
+    """transformers' name for how a model's weights are quantised; None for plain weights."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
         return None
@@ -49,7 +49,7 @@ def quantized_as(model: Any) -> str | None:
 
 
 def is_packed(parameter: torch.Tensor) -> bool:
-    """Whether a parameter holds packed numbers: whole ones, or those of a class that unpacks itself."""
+    """Whether a parameter holds packed values: integers, or a tensor subclass that unpacks itself."""
     return not parameter.is_floating_point() or _unpacks_itself(parameter)
 
 
@@ -58,7 +58,7 @@ def _unpacks_itself(tensor: torch.Tensor) -> bool:
 
 
 def plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """The plain tensors that hold the numbers of one, with their names: itself, for most."""
+    """The plain tensors behind a parameter, with their names: usually the parameter itself."""
     if not _unpacks_itself(tensor):
         yield name, tensor
         return
@@ -75,16 +75,16 @@ def quantization_options(
     name: str,
     head_layers: Callable[[], list[str]],
 ) -> dict[str, Any]:
-    """What transformers is told to load a checkpoint with, where its weights are packed, or are to be; else nothing.
+    """transformers' options to load a checkpoint whose weights are packed, or should be packed; otherwise empty.
 
     Args:
-        dtype: number type of what is not packed, and of products.
-        head_layers: gives the names of the layers that are not packed, because they are trained; empty leaves it to
-            transformers, which does not pack the output embedding.
+        dtype: dtype of products, and of tensors that are not packed.
+        head_layers: returns the names of layers that are trained, and therefore not packed; if empty, transformers
+            decides, and does not pack the output embedding.
 
     Raises:
-        ModelError: the checkpoint is quantised already, or in a way that transformers does not know; a package is
-            missing; or the device cannot run it.
+        ModelError: the checkpoint is already quantised, or in an unknown format; a package is missing; or the device
+            cannot run it.
     """
     own = content.get("quantization_config")
     if own is not None:
@@ -103,7 +103,7 @@ def quantization_options(
 
 
 def missing_package_hint(content: Mapping[str, Any]) -> str:
-    """What to type where a package is missing that a checkpoint needs, such as one that unpacks its weights."""
+    """What to type if a package is missing that a checkpoint needs, such as one that unpacks its weights."""
     own = content.get("quantization_config")
     if own is None:
         return "install what the message names, or choose another model"
@@ -111,9 +111,9 @@ def missing_package_hint(content: Mapping[str, Any]) -> str:
 
 
 def check_packed(model: nn.Module, wanted: Quantization | None, name: str) -> None:
-    """Refuse a model that is to be quantised, or says that it is, and holds weights that nothing has packed.
+    """Refuse a model that should be quantised and has unpacked weights.
 
-    Raises ModelError: names a layer, or says that there is none that can be packed.
+    Raises ModelError that names a layer, or says that no layer can be packed.
     """
     for layer, part in model.named_modules():
         if hasattr(part, "support_avx512bf16_for_cpu") and getattr(part.weight, "quant_state", None) is None:
@@ -131,8 +131,9 @@ def check_packed(model: nn.Module, wanted: Quantization | None, name: str) -> No
 
 
 def let_go_of_file(model: nn.Module) -> None:
-    """Take what is not packed out of the checkpoint's mapped file, so that the file, all of which was read, leaves
-    memory; and give back what packing has used."""
+    """Copy what is not packed out of the checkpoint's memory-mapped file, so that the file leaves memory.
+
+    Also returns the memory that packing has used to the system."""
     for parameter in model.parameters():
         if not is_packed(parameter):
             parameter.data = parameter.data.clone()
@@ -140,14 +141,15 @@ def let_go_of_file(model: nn.Module) -> None:
 
 
 def release_memory() -> None:
-    """Give memory that nothing uses any more back to the system, where the C library can be asked to."""
+    """Return unused memory to the system, if the C library supports it."""
     gc.collect()
     _trim()
 
 
 def trim_memory(model: nn.Module) -> None:
-    """The same after a forward of a large model, whose freed tensors the C library keeps in the holes between those
-    that stay; without a look for what could be freed. A small model has no such holes, and is left alone."""
+    """Return memory that the C library holds between live tensors after a forward of a large model.
+
+    Does not collect garbage. A small model has no such gaps, and is ignored."""
     if sum(parameter.numel() for parameter in model.parameters()) >= _HOLES:
         _trim()
 
@@ -159,7 +161,7 @@ def _trim() -> None:
 
 
 def packing_note(model: nn.Module) -> str:
-    """How much of a quantised model is packed, and what it takes with what its weights are unpacked by."""
+    """A message that says how much of a quantised model is packed, and the bytes it takes."""
     packed = sum(map(is_packed, model.parameters()))
     tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values() if torch.is_tensor(tensor)}
     parts = [part for tensor in tensors.values() for _, part in plain_tensors("", tensor)]
@@ -169,11 +171,11 @@ def packing_note(model: nn.Module) -> str:
 
 
 def settle_packed_layers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let packed layers compute alike with and without a gradient, in one number type, each row by itself.
+    """Make packed layers compute alike with and without a gradient, in one dtype, each row independently.
 
-    bitsandbytes would, for a forward without a gradient on a CPU with AVX-512, repack 4-bit weights for products in
-    bfloat16 that have no gradient. And it would choose the columns that 8-bit layers keep in half precision by all rows
-    of a batch, so that the scores of a row depended on the others.
+    For a forward without a gradient on a CPU with AVX-512, bitsandbytes would repack 4-bit weights for bfloat16
+    products that have no gradient. And it would choose the columns that 8-bit layers keep in half precision from all
+    rows of a batch, so that the scores of a row would depend on the others.
     """
     for part in model.modules():
         layer: Any = part
@@ -186,7 +188,7 @@ def settle_packed_layers(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _check_own(wanted: Quantization | None, own: Any, name: str) -> None:
-    """Refuse a checkpoint whose packed weights transformers would leave out, or that are to be packed once more."""
+    """Refuse a checkpoint whose packed weights transformers would ignore, or that would be packed twice."""
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
     method = _method(own)
@@ -206,9 +208,9 @@ def _check_own(wanted: Quantization | None, own: Any, name: str) -> None:
 
 
 def packed_as(wanted: Quantization | None, content: Mapping[str, Any], name: str) -> Quantization | None:
-    """How the weights of a model are packed, in the words of `model.quantization`; None for plain ones.
+    """How the weights of a model are packed, as a value of `model.quantization`; None for plain ones.
 
-    Raises ModelError: the checkpoint is packed in a way whose size is not known, or is to be packed once more.
+    Raises ModelError if the checkpoint is packed in a format of unknown size, or would be packed twice.
     """
     own = content.get("quantization_config")
     if own is None:
@@ -233,7 +235,7 @@ def _method(own: Any) -> str:
 
 
 def _check_runs(wanted: Quantization, dtype: torch.dtype, device: Any) -> None:
-    """Pack one small layer and run it, before a large model is loaded. Raises ModelError where that fails."""
+    """Pack and run a small layer before a large model is loaded. Raise ModelError if that fails."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             layer = nn.Linear(_TRIAL, _TRIAL, bias=False, dtype=dtype)
@@ -267,13 +269,13 @@ def _packed_layer(wanted: Quantization, layer: nn.Linear, dtype: torch.dtype, de
 
 
 def _torchao_config(wanted: Quantization) -> Any:
-    """torchao's own configuration; it would change the precision of float32 products everywhere if it was let."""
+    """torchao's own configuration, which would otherwise change the precision of all float32 products."""
     name, options = _TORCHAO[wanted]
     return getattr(import_module("torchao.quantization"), name)(**options)
 
 
 def _config(wanted: Quantization, dtype: torch.dtype, kept: list[str]) -> Any:
-    """The configuration of transformers; layers of the names `kept` are not packed."""
+    """transformers' quantisation configuration; layers of the names `kept` are not packed."""
     import transformers
 
     if wanted in _TORCHAO:
@@ -304,10 +306,10 @@ def _bitsandbytes_options(wanted: Quantization, dtype: str, kept: list[str]) -> 
 
 
 def source_of(wanted: Quantization, dtype: str, recorded: Mapping[str, Any]) -> tuple[str, str]:
-    """The lines that import what packs weights in the same way with transformers alone, and the expression for it.
+    """Source code that packs weights in the same way with transformers alone: the import lines and the expression.
 
     Args:
-        recorded: the quantisation as the model's configuration has it.
+        recorded: the quantisation in the model's configuration.
     """
 
     def call(name: str, options: Mapping[str, Any], *first: str) -> str:

@@ -1,4 +1,4 @@
-"""Loading a tokenizer: its tokens are those of its tokenizer.json, and its padding token is one that the model has."""
+"""Load a tokenizer: its tokens are those of its tokenizer.json, and its padding token is one that the model has."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _PROBES = (
 def read_tokenizer(source: str, name: str, **options: Any) -> Any:
     """A fast tokenizer whose tokens are those of its `tokenizer.json`.
 
-    The class that `tokenizer_config.json` names may build another normalizer or pre-tokenizer than the file holds.
-    Where it does, the file is read as it is, without that class.
+    The class in `tokenizer_config.json` may build another normalizer or pre-tokenizer than the file has. Then the file
+    is read without that class.
 
     Args:
         source: a folder, or a Hub id.
         options: `revision` and `trust_remote_code`.
 
     Raises:
-        ModelError: it gives no character offsets, or its tokens are not those of its file however it is read.
+        ModelError: it has no character offsets, or its tokens differ from those of its file either way.
     """
     import transformers
 
@@ -58,7 +58,7 @@ def read_tokenizer(source: str, name: str, **options: Any) -> Any:
 
 
 def _file(source: str, file: str, revision: str | None) -> Path | None:
-    """A file of a folder or of a Hub repository; None where there is none."""
+    """A file of a folder or of a Hub repository; None if there is none."""
     from transformers.utils import cached_file
 
     found = cached_file(
@@ -72,9 +72,9 @@ def _file(source: str, file: str, revision: str | None) -> Path | None:
 
 
 def _difference(tokenizer: Any, path: Path, source: str, options: dict[str, Any]) -> str:
-    """The first probe that a tokenizer writes in other tokens than its file; "" for none.
+    """The first probe text that a tokenizer encodes differently than its file; "" if there is none.
 
-    Special tokens around a text are compared unless tokenizer_config.json says itself which are added.
+    Special tokens around a text are compared unless tokenizer_config.json itself says which are added.
     """
     own = Tokenizer.from_file(str(path))
     own.no_padding()
@@ -91,7 +91,7 @@ def _difference(tokenizer: Any, path: Path, source: str, options: dict[str, Any]
 
 
 def embeddings_of(model: Any) -> int:
-    """How many tokens a model has embeddings and logits for."""
+    """The number of tokens for which a model has embeddings and logits."""
     sizes = []
     for layer_of in (model.get_input_embeddings, model.get_output_embeddings):
         try:
@@ -104,11 +104,11 @@ def embeddings_of(model: Any) -> int:
 
 
 def complete_padding(tokenizer: Any, embeddings: int, name: str) -> None:
-    """Give a tokenizer a token to pad with that the model has; which one does not matter, since padding is masked.
+    """Give a tokenizer a padding token that the model has; any will do, since padding is masked.
 
     Args:
-        tokenizer: as it was read; its `pad_token` is set where it has none, or one beyond the embeddings.
-        embeddings: how many tokens the model has.
+        tokenizer: its `pad_token` is set if it has none, or one beyond the embeddings.
+        embeddings: number of tokens of the model.
 
     Raises:
         ModelError: there is no token to pad with.

@@ -1,4 +1,4 @@
-"""What a model is wrapped in: torch.compile, data parallelism, peft."""
+"""Wrappers around a model: torch.compile, data parallelism, peft."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from torch import nn
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside of what torch.compile and torch's data parallelism make of one, whose names are the usual
-    ones."""
+    """The module inside the wrappers of torch.compile and data parallelism, with the usual parameter names."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -20,6 +19,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def bare_model(model: nn.Module) -> Any:
-    """The model of transformers inside of all wrappers, which hand its arguments on."""
+    """The transformers model inside all wrappers, which pass its arguments on."""
     inner: Any = unwrapped(model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
