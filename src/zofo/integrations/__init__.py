@@ -1,4 +1,4 @@
 """zofo inside other libraries' trainers: `zofo.integrations.transformers` and `zofo.integrations.trl`.
 
-Each is imported by its own name, since what it builds on takes seconds to import.
+Import each by its own name; the libraries they build on take seconds to import.
 """

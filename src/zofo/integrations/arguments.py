@@ -1,4 +1,4 @@
-"""The arguments that a trainer of transformers takes for zeroth-order steps, and those that have no meaning there."""
+"""Arguments of a transformers trainer for zeroth-order steps, and checks of those that do not apply to them."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _OF_GRADIENTS = (
 
 
 def said(default: Any, text: str) -> Any:
-    """A field of arguments, with its sentence."""
+    """A dataclass field of arguments with its help text."""
     return field(default=default, metadata={"help": text})
 
 
 class PrivateArguments:
-    """Arguments whose access token is in no file: transformers pickles them beside the weights, and uploads that."""
+    """Arguments without the access token when pickled: transformers saves and uploads them with the weights."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: None if name in _SECRET else value for name, value in vars(self).items()}
@@ -65,13 +65,13 @@ class PrivateArguments:
 
 @dataclass
 class ZerothOrderArguments(PrivateArguments):
-    """The options of zeroth-order steps, for a subclass of `TrainingArguments`; name it before that class.
+    """The options of zeroth-order steps, a mixin for a subclass of `TrainingArguments`; list it before that class.
 
-    `learning_rate`, `weight_decay`, `seed`, the schedule and all that is about data, evaluation and checkpoints are
+    `learning_rate`, `weight_decay`, `seed`, the schedule, and everything about data, evaluation and checkpoints are
     those of `TrainingArguments`.
 
     Raises:
-        ConfigError: an argument that has no meaning without gradients; says what to do instead.
+        ConfigError: an argument does not apply without gradients; the message says what to do instead.
     """
 
     learning_rate: float | None = said(None, "The learning rate; by default that of zofo.optim.MeZO on what moves.")
@@ -119,7 +119,7 @@ class ZerothOrderArguments(PrivateArguments):
 
 
 def parsed(name: str, value: str) -> Any:
-    """A part with options, as a command line has it: JSON. Raises ConfigError where it cannot be read."""
+    """A part with options from a command line, as JSON. Raises ConfigError if it cannot be parsed."""
     try:
         return json.loads(value)
     except ValueError as error:
@@ -145,12 +145,12 @@ _MEANINGLESS = {
 
 
 def in_line(value: Any) -> str:
-    """A value as Python writes it, in one line, truncated."""
+    """The repr of a value in one line, truncated."""
     return truncate(" ".join(repr(value).split()), 80)
 
 
 def meaningless(name: str, value: Any, instead: str) -> ConfigError:
-    """What to say of an argument that is refused."""
+    """The error for an argument that does not apply."""
     return ConfigError(f"{name}={in_line(value)} has no meaning for zeroth-order steps", instead)
 
 
@@ -166,7 +166,7 @@ _ZO = "evaluator|noise|num_directions|trainable|rule|estimator|momentum|directio
 
 
 def as_arguments(text: str) -> str:
-    """A message of a step, with the arguments of the trainer in place of keys and of an optimizer's options."""
+    """A message of a step, with the trainer's arguments instead of keys and of an optimizer's options."""
     text = in_python(text, "zo_")
     text = re.sub(r"\bmethod\.([a-z_]+(?:\.[a-z_]+)*)", lambda key: _ARGUMENTS.get(key[1], f"zo_{key[1]}"), text)
     text = text.replace("model.dtype=float32", "dtype=torch.float32").replace(GOES_ON, GOES_ON_FROM)
@@ -176,7 +176,7 @@ def as_arguments(text: str) -> str:
 
 
 def _check_options(given: Mapping[str, Any]) -> None:
-    """Raises ConfigError for options of `zofo.optim.MeZO` that are wrong for any model."""
+    """Raise ConfigError for options of `zofo.optim.MeZO` that are wrong for any model."""
     options = {name: value for name, value in given.items() if name not in ("lr", "weight_decay", "seed")}
     step = options_of_step(**{name: options.pop(name) for name in inspect.signature(options_of_step).parameters})
     rates = {name: given[name] for name in ("lr", "weight_decay") if given.get(name)}
@@ -184,10 +184,10 @@ def _check_options(given: Mapping[str, Any]) -> None:
 
 
 def options_of(args: Any, model: nn.Module | None = None) -> dict[str, Any]:
-    """The options of `zofo.optim.MeZO` that some arguments ask for.
+    """The options of `zofo.optim.MeZO` from trainer arguments.
 
     Args:
-        model: that is trained, which decides where losses are asked for if the arguments do not.
+        model: the model; decides the evaluator if the arguments do not.
     """
     named = {one.name for one in fields(ZerothOrderArguments) if one.name.startswith("zo_")}
     options = {name.removeprefix("zo_"): getattr(args, name) for name in sorted(named)}
@@ -202,7 +202,9 @@ def options_of(args: Any, model: nn.Module | None = None) -> dict[str, Any]:
 
 
 def _usual_evaluator(model: nn.Module, trainable: Sequence[str] | None) -> str:
-    """In place; or from a copy, which is said, where half precision moves: in place, it would lose small steps."""
+    """The default evaluator: in place; or from a copy, with a note, if half-precision weights move.
+
+    In place, half precision would lose small steps."""
     moving, _ = movable(model, [trainable] if isinstance(trainable, str) else trainable, "zo_trainable")
     half = sum(tensor.nbytes for tensor in moving.values() if tensor.dtype.itemsize == 2)
     if not half:

@@ -1,4 +1,4 @@
-"""Bilevel-ZOFO as a `transformers.Trainer`: two data sets, an adapter, and a model that moves beneath it."""
+"""Bilevel-ZOFO as a `transformers.Trainer`: two data sets, two adapters, and a model that moves beneath them."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ _MOST_LOGGED = 8  # projected gradients of a step
 class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
     """min over theta, p, max over s of  F(theta, p; D_f) + penalty (F(theta, p; D_p) - F(theta, s; D_p)).
 
-    The steps are those of zofo's method `bilevel`: by gradients on the two adapters p and s, by forward passes on the
-    model theta. Data sets, collators, evaluation, callbacks, schedules, logging and checkpoints are the trainer's. What
-    is evaluated, predicted with and saved is the model with p.
+    The steps are those of zofo's method `bilevel`: first-order steps on the adapters p and s, zeroth-order steps on the
+    model theta. Data sets, collators, evaluation, callbacks, schedules, logging and checkpoints are the trainer's. It
+    evaluates, predicts with and saves the model with p.
 
     Batches are drawn as in `zofo train`, by `args.seed`; an epoch is a pass over `train_dataset`. A step has a batch of
-    each set, of `per_device_train_batch_size` times `gradient_accumulation_steps` times the number of processes: every
-    process has all rows, collates and asks for its share, so many at a time, and losses and gradients are those of all.
+    each set, of `per_device_train_batch_size` times `gradient_accumulation_steps` times the number of processes. Every
+    process has all rows, and processes its share of the batch; losses and gradients are combined.
 
     Args:
-        train_dataset: D_f, the rows that the model and p are to be right on.
+        train_dataset: D_f, the rows of the upper objective.
         lower_train_dataset: D_p, the rows that the adapters are fitted to. By default `train_dataset` is split by seed,
             a third D_f and the rest D_p; an epoch is then a pass over D_p.
-        peft_config: of peft (LoRA, DoRA, IA3, prompt, prefix), for both adapters; or an adapter of zofo by name.
+        peft_config: a peft configuration (LoRA, DoRA, IA3, prompt, prefix) for both adapters; or an adapter of zofo by
+            name.
 
-    All others are those of `transformers.Trainer`; `args` is a `BilevelTrainingArguments`.
+    The other arguments are those of `transformers.Trainer`; `args` is a `BilevelTrainingArguments`.
 
     Raises:
-        ConfigError: arguments, data or an adapter that do not fit; several devices of one process; processes that are
-            not alike.
+        ConfigError: arguments, data or an adapter do not fit; one process has several devices; processes differ.
 
     Source: Shirkavand et al. (2025), "Bilevel ZOFO".
     """
@@ -100,7 +100,7 @@ class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
 
     @property
     def bilevel(self) -> Bilevel | None:
-        """The method, once training has begun."""
+        """The method, after training has begun."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return optimizer.method if isinstance(optimizer, BilevelOptimizer) else None
 
@@ -120,7 +120,7 @@ class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
         return losses
 
     def get_train_dataloader(self) -> Any:
-        """As many empty batches as an epoch has: the method draws its rows itself, from two data sets."""
+        """One empty batch per step of an epoch: the method draws its rows itself, from two data sets."""
         upper, lower = self._sets()
         rows = len(lower if self.lower_train_dataset is None else upper)
         parts = self.args.gradient_accumulation_steps
@@ -174,7 +174,7 @@ class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
         return method, config
 
     def _check_same(self, config: BilevelConfig) -> None:
-        """Raises ConfigError where processes have other arguments or rows."""
+        """Raise ConfigError if processes have different arguments or rows."""
         own = {"seed": self.args.seed, "max_steps": self.args.max_steps, **config.model_dump(mode="json")}
         self._processes.check_same(own, "give all processes the same arguments")
         data_sets = {"train_dataset": self.train_dataset}
@@ -197,11 +197,10 @@ class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
         return len(row["input_ids"]) if given is None else int(given)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """A step of the method, once all batches that are accumulated are there; the loss F(theta, p; B_f) before it,
-        or 0.
+        """Make a step, once all accumulated batches are there; returns the loss F(theta, p; B_f) before it, or 0.
 
         Raises:
-            NonFiniteError: a loss that is not a finite number. Nothing was updated.
+            NonFiniteError: a loss is not finite. Nothing was updated.
         """
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
@@ -212,11 +211,11 @@ class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
         return torch.tensor(loss, device=self.args.device)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not estimated; `trainer.bilevel.counts` has forwards, backwards and queries."""
+        """Not estimated; see `trainer.bilevel.counts` for forwards, backwards and queries."""
         return 0
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """With what the last step found, by the names that `zofo train` gives it."""
+        """Add the results of the last step, under the names of `zofo train`."""
         step = None if self.bilevel is None else self._steps.last_step
         if step is not None and "loss" in logs:
             slopes = {name for name in step.coefficients if name.startswith("projected_gradient")}
@@ -228,16 +227,16 @@ class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
         say_bilevel_steps(self.args, self._steps.config, self._moves_base)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """With the model that moved, which the trainer does not know of."""
+        """Also push the base model that moved, which the trainer does not know of."""
         if self.is_world_process_zero() and self.args.hub_strategy != "end":
             self._save(self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """p as a peft folder, s in `lower_adapter`, and theta, where it moved, as a transformers folder `base_model`.
+        """Save p as a peft folder, s in `lower_adapter`, and theta, if it moved, as a transformers folder `base_model`.
 
-        The adapter names that folder as its base model, so that `from_pretrained(output_dir)` of a class of
-        transformers loads both.
+        The adapter refers to that folder as its base model, so `from_pretrained(output_dir)` of a transformers class
+        loads both.
         """
         method = self.bilevel
         if method is None:
@@ -260,7 +259,7 @@ class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
 
     @property
     def _moves_base(self) -> bool:
-        """Whether steps write the model's own weights, and no adapter in their place."""
+        """Whether steps write the model's own weights, rather than an adapter."""
         return self.args.backbone_adapter is None and self.args.backbone_update != "frozen"
 
     def _save_steps(self, folder: Path) -> None:
@@ -272,11 +271,11 @@ class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
         write_json(folder / OPTIMIZER, {"state": {"zofo-bilevel": values}})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Later, once the adapters are attached; a folder that is no checkpoint is refused now."""
+        """Check the folder now; it is loaded once the adapters are attached."""
         read_optimizer(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        """The model and the adapters of the best checkpoint."""
+        """Load the model and the adapters of the best checkpoint."""
         self._load_steps(Path(self.state.best_model_checkpoint))
 
     def _load_steps(self, folder: Path) -> None:
@@ -299,16 +298,16 @@ class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
 
 
 class BilevelOptimizer(torch.optim.Optimizer):
-    """zofo's method as an optimizer that a trainer can schedule: its rate is that of p, and scales all others.
+    """zofo's method as an optimizer for a trainer's scheduler: its rate is that of p, and scales all others.
 
     Args:
-        method: that makes the steps.
-        config: of it.
+        method: the method that makes the steps.
+        config: its configuration.
 
     Attributes:
-        steps: made so far.
-        last_step: what the last one did.
-        settings: what decides the bits of a step, beside the learning rates.
+        steps: number of steps so far.
+        last_step: the log of the last step.
+        settings: everything that determines the bits of a step, except the learning rates.
     """
 
     def __init__(self, method: Bilevel, config: BilevelConfig) -> None:
@@ -322,7 +321,7 @@ class BilevelOptimizer(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": config.lr_adapter})
 
     def step_ahead(self) -> float:
-        """Make a step; its loss."""
+        """Make a step; returns its loss."""
         factor = float(self.param_groups[0]["lr"]) / self._rate
         self.method.lr_factor = lambda _step: factor
         self.last_step = self.method.step(self.steps)
@@ -332,11 +331,11 @@ class BilevelOptimizer(torch.optim.Optimizer):
         return self.last_step.loss
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Nothing: `step_ahead` has made it, where a trainer asks for the loss."""
+        """Does nothing: `step_ahead` has already made the step, when the trainer computed the loss."""
 
 
 def _adapters_to_come(model: Any) -> AbstractContextManager[None]:
-    """While it is open, a trainer takes a quantised model, whose adapters are attached when training begins."""
+    """Context in which a trainer accepts a quantised model, whose adapters are attached when training begins."""
     quantised = getattr(model, "is_quantized", False)
     return temporarily(model, _hf_peft_config_loaded=True) if quantised else nullcontext()
 

@@ -1,4 +1,4 @@
-"""The arguments of a bilevel trainer, as options of zofo's method."""
+"""The arguments of a bilevel trainer, converted to options of zofo's method."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ _ZO = ("noise", "estimator", "rule", "evaluator", "directions", "num_directions"
 class BilevelTrainingArguments(PrivateArguments, TrainingArguments):  # type: ignore[misc]
     """`transformers.TrainingArguments`, with the two levels of Bilevel-ZOFO.
 
-    `learning_rate`, `optim` (AdamW or SGD), `weight_decay`, `max_grad_norm` and `gradient_checkpointing` are those of
-    the first-order steps on the adapters; arguments that begin with `zo_` are of the zeroth-order steps on the model.
+    `learning_rate`, `optim` (AdamW or SGD), `weight_decay`, `max_grad_norm` and `gradient_checkpointing` apply to the
+    first-order steps on the adapters; arguments that begin with `zo_` to the zeroth-order steps on the model.
 
     Raises:
-        ConfigError: an argument that has no meaning here; says what to do instead.
+        ConfigError: an argument does not apply here; the message says what to do instead.
     """
 
     learning_rate: float | None = said(None, "Of the adapters; by default 1e-3, and 1e-2 for a prefix or prompt.")
@@ -110,7 +110,7 @@ class BilevelTrainingArguments(PrivateArguments, TrainingArguments):  # type: ig
 
     @property
     def checkpoints_layers(self) -> bool:
-        """Whether layers run a second time in a backward pass, by whichever name the version of transformers has."""
+        """Whether gradient checkpointing is on, under either name in versions of transformers."""
         return bool(self.gradient_checkpointing or getattr(self, "activation_checkpointing", False))
 
 
@@ -120,10 +120,10 @@ def method_of(
     """The configuration of the method.
 
     Args:
-        args: of the trainer.
-        adapter: that first-order steps train.
-        dtype: of the model, where it is in half precision.
-        batch_size: of a step, in all batches that are accumulated and in all processes.
+        args: arguments of the trainer.
+        adapter: the adapter that first-order steps train.
+        dtype: dtype of the model, if it is in half precision.
+        batch_size: examples per step, over all accumulated batches and all processes.
     """
     rate, lower = args.learning_rate, args.lower_learning_rate
     rule = {"name": args.zo_rule} if isinstance(args.zo_rule, str) else dict(args.zo_rule)
@@ -155,7 +155,7 @@ def method_of(
 
 
 def as_arguments(text: str) -> str:
-    """A message of the method, with the arguments of the trainer in place of the method's keys."""
+    """A message of the method, with the trainer's arguments instead of keys."""
 
     def argument(found: re.Match[str]) -> str:
         key = found.group(1)

@@ -1,4 +1,4 @@
-"""The model of a bilevel trainer, which moved, in the folder of its adapter."""
+"""Save and load the base model of a bilevel trainer, which has moved, in the folder of its adapter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REST = "theta.safetensors"
 
 
 def save_theta(method: Bilevel, folder: Path) -> None:
-    """Write the model without its adapters as transformers does, with what moved of it."""
+    """Save the moved model without its adapters as a transformers folder."""
     model: Any = method.model
     model.save_pretrained(folder / BASE, state_dict=own_state_dict(model))
     files = _files_of(folder / BASE)
@@ -32,7 +32,7 @@ def save_theta(method: Bilevel, folder: Path) -> None:
 
 
 def name_base(adapter: Path, base: str) -> None:
-    """Let the folder of an adapter say which model it belongs to."""
+    """Record in the folder of an adapter which model it belongs to."""
     path = adapter / "adapter_config.json"
     content = {**read_json_object(path, CheckpointError), "base_model_name_or_path": base}
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -43,7 +43,7 @@ def _theta(method: Bilevel) -> dict[str, torch.Tensor]:
 
 
 def _files_of(folder: Path) -> dict[str, Path]:
-    """The file of each tensor in a folder of transformers."""
+    """The file of each tensor in a transformers folder."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -53,7 +53,7 @@ def _files_of(folder: Path) -> dict[str, Path]:
 
 @torch.no_grad()
 def load_theta(method: Bilevel, folder: Path) -> None:
-    """Raises CheckpointError for a tensor that is not there, or of another shape."""
+    """Load the tensors that moved; raises CheckpointError if one is missing or has another shape."""
     files = _files_of(folder / BASE)
     if (folder / _REST).is_file():
         with safe_open(folder / _REST, "pt") as file:

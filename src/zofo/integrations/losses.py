@@ -1,4 +1,4 @@
-"""One loss for each example, from what a model of transformers gives: for points that share a forward."""
+"""One loss per example from the outputs of a transformers model, for points that share a forward."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def example_losses(model: nn.Module, inputs: dict[str, Any], shifted: bool) -> t
     """The loss of each example of a batch, as the model itself averages it.
 
     Args:
-        model: with one of transformers' heads, for labels of examples or of tokens.
-        inputs: of a batch, with `labels`.
-        shifted: whether a token is predicted by the one before.
+        model: a model with a transformers head for labels of examples or tokens.
+        inputs: inputs of a batch, including `labels`.
+        shifted: whether a token is predicted from the one before.
 
     Returns:
-        float32, [examples]; of labels of tokens, the mean over those that count.
+        float32, [examples]; for token labels, the mean over those that count.
 
     Raises:
-        ConfigError: a head or labels of another kind.
+        ConfigError: another kind of head or labels.
     """
     labels = inputs.get("labels")
     given = model(**{name: value for name, value in inputs.items() if name != "labels"})
@@ -73,7 +73,7 @@ def _unknown(what: str, hint: str = _OVERRIDE) -> ConfigError:
 
 
 def loss_of_its_own() -> ConfigError:
-    """What to say of a trainer whose loss is not the model's."""
+    """The error for a trainer whose loss is not the model's."""
     return ConfigError(
         "the trainer has a loss of its own, which is one number for a batch, but one for each example is needed",
         _OVERRIDE,

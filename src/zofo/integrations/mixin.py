@@ -1,4 +1,4 @@
-"""Zeroth-order steps in the loop of a `transformers.Trainer`, or of a class that is made of one."""
+"""Zeroth-order steps in the loop of a `transformers.Trainer` or of a subclass."""
 
 from __future__ import annotations
 
@@ -35,21 +35,20 @@ _OF_BATCHES = ("seed", "data_seed", "per_device_train_batch_size", "gradient_acc
 
 
 class TrainerSteps:
-    """What trainers have in common whose steps are zofo's; put it before the trainer's class."""
+    """Base class of trainers with zofo's steps; list it before the trainer's class."""
 
     lr_scheduler: Any
     _losses: TrainerLosses
     _processes: Processes
 
     def compute_losses(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """One loss for each example of a batch: float32, [examples]; of labels of tokens, the mean of an example.
+        """One loss per example of a batch: float32, [examples]; for token labels, the mean of an example.
 
-        In steps on one level they are used where all points share a forward, and, where their mean is the trainer's
-        loss, in place as well, since differences of single losses have less rounding. Override it for a model whose
-        loss is another one.
+        Zeroth-order trainers use it if all points share a forward, and also in place if the mean is the trainer's loss,
+        since differences of single losses have less rounding error. Override it for a model with another loss.
 
         Raises:
-            ConfigError: the trainer has a loss of its own, or the model's head or labels are of another kind.
+            ConfigError: the trainer has its own loss, or the model's head or labels are of another kind.
         """
         trainer: Any = self
         if trainer.label_smoother is not None or trainer.compute_loss_func is not None or self._losses.own:
@@ -57,66 +56,65 @@ class TrainerSteps:
         return example_losses(model, inputs, self._losses.shifted)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As of the trainer; of several processes, with the loss that one has."""
+        """As in the trainer; in several processes, with the loss of a single one."""
         self._losses.look_at_scale(model, cast(Any, self)._prepare_inputs(inputs))
         return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def create_model_card(self, *args: Any, tags: Any = None, **kwargs: Any) -> None:
-        """As of the trainer, with what the steps are."""
+        """As in the trainer, plus a description of the steps."""
         trainer: Any = self
         super().create_model_card(*args, tags=tagged(tags), **kwargs)  # type: ignore[misc]
         if trainer.optimizer is not None and trainer.is_world_process_zero():
             self._say_steps()
 
     def _say_steps(self) -> None:
-        """Say in the model card what the steps are."""
+        """Describe the steps in the model card."""
         raise NotImplementedError
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
-        """The trainer clips nothing: there are no gradients, or the method does it."""
+        """No clipping in the trainer: there are no gradients, or the method clips them."""
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
-        """There is none after a step, and none is logged."""
+        """None: there is no gradient after a step."""
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As JSON, and what is large as safetensors."""
+        """Save as JSON, and large tensors as safetensors."""
         if cast(Any, self).args.should_save:
             self._save_steps(Path(output_dir))
             write_json(Path(output_dir) / SCHEDULER, self.lr_scheduler.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """What was saved with a checkpoint.
+        """Load the state saved with a checkpoint.
 
         Raises:
-            CheckpointError: it is not there, or of another optimizer or other settings.
+            CheckpointError: it is missing, or belongs to another optimizer or other settings.
         """
         if checkpoint is not None:
             self._load_steps(Path(checkpoint))
             self.lr_scheduler.load_state_dict(read_json_object(Path(checkpoint) / SCHEDULER, CheckpointError))
 
     def _save_steps(self, folder: Path) -> None:
-        """Write what the steps keep beside the weights."""
+        """Save the state of the steps, beside the weights."""
         raise NotImplementedError
 
     def _load_steps(self, folder: Path) -> None:
-        """Take it back."""
+        """Load the state that `_save_steps` wrote."""
         raise NotImplementedError
 
 
 class ZerothOrderMixin(TrainerSteps):
-    """Makes a trainer take zeroth-order steps; put it before the trainer's class.
+    """Makes a trainer take zeroth-order steps; list it before the trainer's class.
 
-    Everything but the step is the trainer's: data, evaluation, metrics, callbacks, schedules, logging, checkpoints. A
-    step asks for the loss that the trainer computes, summed over the batches that are accumulated, at the points of the
-    step, in evaluation mode: dropout is off. Checkpoints hold the weights as ever, and the optimizer's and the
-    schedule's state as JSON; `resume_from_checkpoint` goes on to the same bits.
+    Everything except the step is the trainer's: data, evaluation, metrics, callbacks, schedules, logging, checkpoints.
+    A step computes the trainer's loss, over all accumulated batches, at the points of the step, in evaluation mode:
+    dropout is off. Checkpoints contain the weights as usual, and the state of optimizer and scheduler as JSON;
+    `resume_from_checkpoint` continues with the same bits.
 
-    With `zo_evaluator="in-forward"` the loss is that of `compute_losses`, one for each example, whose mean must be the
-    trainer's.
+    With `zo_evaluator="in-forward"` the losses come from `compute_losses`, and their mean must be the trainer's loss.
 
     Raises:
-        ConfigError: arguments, or an optimizer, that take gradients; a trainer of TRL whose loss is a policy gradient;
-            several devices of one process; processes that are not alike, or whose batches are not of one size.
+        ConfigError: arguments or an optimizer need gradients; the loss of a TRL trainer is a policy gradient; one
+            process has several devices; processes differ, or have batches of different sizes.
     """
 
     optimizer: Any
@@ -148,7 +146,7 @@ class ZerothOrderMixin(TrainerSteps):
             )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """`zofo.optim.MeZO` on the model, with the options of the arguments."""
+        """Create `zofo.optim.MeZO` for the model, with the options of the arguments."""
         trainer: Any = self
         if self.optimizer is None:
             take_weights_of_first(trainer.model, self._processes)
@@ -159,12 +157,12 @@ class ZerothOrderMixin(TrainerSteps):
 
     @property
     def zeroth_order(self) -> ZerothOrderOptimizer:
-        """The optimizer itself, without what accelerate puts around it."""
+        """The optimizer itself, without accelerate's wrapper."""
         found: ZerothOrderOptimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return found
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As of the trainer; then all updates are written into the model."""
+        """As in the trainer; then all pending updates are written."""
         self._accumulated = []  # those of a training that was interrupted between them
         self._check_same()
         try:
@@ -174,9 +172,9 @@ class ZerothOrderMixin(TrainerSteps):
                 self.zeroth_order.flush()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """The step itself, once all batches that are accumulated are there; the loss, or 0 before.
+        """Make a step, once all accumulated batches are there; returns its loss, or 0 before.
 
-        The call of `optimizer.step()` that follows does nothing more.
+        The following call of `optimizer.step()` does nothing.
 
         Raises:
             NonFiniteError: a loss that is not a finite number. Nothing was updated.
@@ -195,7 +193,7 @@ class ZerothOrderMixin(TrainerSteps):
         return loss.to(trainer.args.device)
 
     def _watch_ties(self, optimizer: ZerothOrderOptimizer) -> None:
-        """Warn, once, where the points of some steps in a row have one and the same loss, so that nothing moves."""
+        """Warn once if all points have the same loss for several steps in a row, so that nothing moves."""
         slopes = {} if optimizer.last_step is None else optimizer.last_step.coefficients
         tied = bool(slopes) and not any(slopes.values())
         self._tied = self._tied + 1 if tied else 0
@@ -207,7 +205,7 @@ class ZerothOrderMixin(TrainerSteps):
             )
 
     def _check_same(self) -> None:
-        """Raises ConfigError for no rows, or where processes would take other rows, or in another order."""
+        """Raise ConfigError if there are no rows, or processes would use other rows, or another order."""
         trainer: Any = self
         if isinstance(rows := trainer.train_dataset, Sized) and not len(rows):
             raise ConfigError("train_dataset has no rows", "give it some; whatever filters them has left none")
@@ -216,7 +214,7 @@ class ZerothOrderMixin(TrainerSteps):
         check_same_rows({"train_dataset": trainer.train_dataset}, self._processes)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """With the projected gradients of the last step, by the names that `zofo train` gives them."""
+        """Add the projected gradients of the last step, under the names of `zofo train`."""
         step = None if self.optimizer is None else self.zeroth_order.last_step
         if step is not None and "loss" in logs:
             logs.update(step.coefficients if len(step.coefficients) <= _MOST_LOGGED else {})
@@ -242,8 +240,9 @@ class ZerothOrderMixin(TrainerSteps):
 
 
 def _check_loss_has_value(kind: type) -> None:
-    """Raises ConfigError for trainers that reward texts of their own by TRL's loss, of exp(log p - log p_drawn): it is
-    always 1 where p_drawn is p."""
+    """Raise ConfigError for TRL trainers whose loss uses exp(log p - log p_drawn) on texts that they draw themselves.
+
+    Its value is always 1 where p_drawn is p, so it has a gradient, but no slope between two points."""
     if all(hasattr(kind, name) for name in _OF_POLICIES) and cast(Any, kind).compute_loss.__module__.startswith("trl."):
         raise ConfigError(
             f"the loss of {kind.__name__} has the gradient of a policy, but no value to compare: it is the same "
@@ -253,12 +252,12 @@ def _check_loss_has_value(kind: type) -> None:
 
 
 def _off(model: nn.Module, marked: bool) -> None:
-    """Evaluation mode, so that two points of a step are one model.
+    """Context in evaluation mode, so that the points of a step are the same model.
 
     Args:
-        model: of the trainer.
-        marked: leave the model's own flag at `training`, by which some trainers know what they count; its parts, which
-            hold whatever is random, are in evaluation mode all the same.
+        model: the trainer's model.
+        marked: keep the model's own flag at `training`, which some trainers use to decide what to count; its
+            submodules, which contain anything random, are in evaluation mode all the same.
     """
     if any(part.training for part in model.modules()):
         model.eval()
@@ -267,5 +266,5 @@ def _off(model: nn.Module, marked: bool) -> None:
 
 
 def _in_arguments() -> AbstractContextManager[None]:
-    """While it is open, errors name the arguments of a trainer."""
+    """Context in which errors name the arguments of a trainer."""
     return reworded(as_arguments)

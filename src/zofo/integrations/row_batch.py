@@ -1,4 +1,4 @@
-"""Rows of a trainer's step that are collated a few at a time, by whoever asks the model."""
+"""Rows of a trainer's step that are collated a few at a time, when the model needs them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from zofo.tasks import batches
 
 
 class RowBatch:
-    """The rows of all that is accumulated, and of all processes; what nobody asks for here is never collated.
+    """The rows of all accumulated batches and all processes; rows that this process does not need are never collated.
 
-    Each part is collated once, so that a collator that draws gives the same at all points, and with both adapters.
+    Each part is collated once, so that a random collator gives the same at all points, and with both adapters.
 
     Args:
-        rows: of the batch.
+        rows: rows of the batch.
         collate: turns rows into a model's inputs, on its device.
-        micro_batch: the most rows of one forward.
-        times: how often all rows come, one time after the other.
+        micro_batch: maximum rows per forward.
+        times: how often the whole batch is repeated.
     """
 
     def __init__(
@@ -35,16 +35,17 @@ class RowBatch:
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """What the collator makes of the rows."""
+        """The collated rows."""
         return self._collate(self._rows)
 
     @property
     def row_examples(self) -> torch.Tensor:
-        """A row for each example."""
+        """The example of each row."""
         return torch.arange(len(self))
 
     def part(self, start: int, stop: int) -> RowBatch:
-        """The rows from `start` to `stop`, the same object each time; of what is collated already, with its padding."""
+        """The rows from `start` to `stop`, always the same object; rows that are already collated keep their
+        padding."""
         assert self._times == 1  # evaluators repeat what they have cut
         if (start, stop) == (0, len(self)):
             return self
@@ -56,14 +57,14 @@ class RowBatch:
         return self._parts[start, stop]
 
     def repeated(self, times: int) -> RowBatch:
-        """All rows `times` over, of what they were collated to."""
+        """The collated rows `times` over."""
         found = RowBatch(self._rows, self._collate, self.micro_batch, times)
         vars(found)["inputs"] = batches.repeated(self.inputs, times)
         return found
 
 
 class Rows(Sequence[Any]):
-    """The rows of a data set of torch or datasets, one by one."""
+    """The rows of a torch or datasets data set, one by one."""
 
     def __init__(self, rows: Any) -> None:
         self._rows = rows

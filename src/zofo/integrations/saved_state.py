@@ -1,4 +1,4 @@
-"""The files of a trainer's checkpoint beside its weights: JSON, and safetensors for what is large."""
+"""The files of a trainer's checkpoint beside its weights: JSON, and safetensors for large tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPTIMIZER, TENSORS, SCHEDULER = "optimizer.json", "optimizer.safetensors", "sche
 
 
 def write_json(path: Path, state: Mapping[str, Any]) -> None:
-    """Raises CheckpointError for what JSON cannot hold, such as a schedule with objects in its state."""
+    """Write JSON; raises CheckpointError for anything else, such as a scheduler with objects in its state."""
     try:
         text = json.dumps(state)
     except TypeError as error:
@@ -28,16 +28,16 @@ def write_json(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Those of an optimizer; no file for none."""
+    """Write the tensors of an optimizer; no file if there are none."""
     if tensors:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
 
 
 def read_optimizer(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What an optimizer's files hold.
+    """Read the files of an optimizer.
 
     Raises:
-        CheckpointError: they are not there, or are no JSON.
+        CheckpointError: they are missing, or are not JSON.
     """
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {str(folder)!r}", "name a checkpoint, such as OUTPUT/checkpoint-500")

@@ -1,4 +1,4 @@
-"""A trainer in several processes: each has a model of its own, and all begin with the same."""
+"""A trainer in several processes: each has its own model, and all start with the same weights."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ _ROWS = 32  # that are compared, of a data set
 
 
 def processes_of(trainer: Any) -> Processes:
-    """The processes of a trainer, whose model no `DistributedDataParallel` wraps: it would keep a gradient of every
-    tensor that requires one, which no step of zofo writes."""
+    """The processes of a trainer, whose model is not wrapped by `DistributedDataParallel`.
+
+    The wrapper would allocate a gradient for every tensor that requires one, which no step of zofo uses."""
     own = trainer.accelerator
     own.prepare_model = functools.partial(own.prepare_model, evaluation_mode=True)
     return joined()
 
 
 def check_one_device(trainer: Any) -> None:
-    """Raises ConfigError where one process has several devices, of which a step would use one."""
+    """Raise ConfigError if one process has several devices, of which a step would use only one."""
     if (number := trainer.args.n_gpu) > 1:
         raise ConfigError(
             f"one process has {number} devices, and the model is on one of them",
@@ -38,10 +39,10 @@ def check_one_device(trainer: Any) -> None:
 
 @torch.no_grad()
 def take_weights_of_first(model: nn.Module, processes: Processes) -> None:
-    """Give every process the first one's tensors, as `DistributedDataParallel` does: a new head is drawn by each.
+    """Copy the first process's tensors to all, as `DistributedDataParallel` does: each process draws its own new head.
 
     Raises:
-        ConfigError: a process has tensors of other names, types or shapes, or in another order. None was changed.
+        ConfigError: a process has tensors with other names, dtypes or shapes, or in another order. None was changed.
     """
     if processes.alone:
         return
@@ -65,14 +66,14 @@ def take_weights_of_first(model: nn.Module, processes: Processes) -> None:
 
 
 def check_same_rows(data_sets: Mapping[str, Any], processes: Processes) -> None:
-    """Compare the number of rows, and a hash of some, before the first step.
+    """Compare the number of rows, and a hash of some of them, before the first step.
 
     Args:
-        data_sets: by the name of the trainer's argument.
-        processes: that have them.
+        data_sets: data sets by the name of the trainer's argument.
+        processes: the processes that have them.
 
     Raises:
-        ConfigError: a process has others.
+        ConfigError: a process has other rows.
     """
     if processes.alone:
         return
@@ -85,7 +86,7 @@ def check_same_rows(data_sets: Mapping[str, Any], processes: Processes) -> None:
 
 
 def _hash_of_some(rows: Sequence[Any]) -> str | None:
-    """SHA-256 of rows from all places; None for rows that are others each time they are read."""
+    """SHA-256 of rows from all over a data set; None if they change each time they are read."""
     number = len(rows)
     some = sorted({number * part // _ROWS for part in range(_ROWS)} | {number - 1})
     first, again = (_hash([rows[place] for place in some]) for _ in range(2))
@@ -99,7 +100,7 @@ def _hash(value: Any) -> str:
 
 
 def _feed(digest: Any, value: Any) -> None:
-    """Put a row into a hash; of an object of another kind only its type."""
+    """Add a row to a hash; for an object of unknown kind only its type."""
     if isinstance(value, Mapping):
         for key in value:
             digest.update(repr(key).encode())

@@ -1,4 +1,5 @@
-"""What a trainer's model card says of the steps: transformers' own text is of an optimizer that takes gradients."""
+"""The description of the steps in a trainer's model card, replacing transformers' text about a gradient-based
+optimizer."""
 
 from __future__ import annotations
 
@@ -16,24 +17,24 @@ TAG = "zofo"
 
 
 def tagged(tags: str | list[str] | None) -> list[str]:
-    """The tags of a card, with zofo's."""
+    """The tags of a card, including zofo's."""
     given = [tags] if isinstance(tags, str) else list(tags or [])
     return given if TAG in given else [*given, TAG]
 
 
 def options_of_card(config: ZerothOrderConfig) -> dict[str, Any]:
-    """The options of a zeroth-order step, as a card names them."""
+    """The options of a zeroth-order step, as listed in a card."""
     values = config.model_dump(mode="json")
     known = ("noise", "estimator", "rule", "evaluator", "num_directions", "directions", "trainable")
     return {name: _said(values[name]) for name in known if values.get(name) is not None}
 
 
 def say_bilevel_steps(args: Any, config: BilevelConfig, moves_base: bool) -> None:
-    """Say the same of steps of two levels.
+    """Describe the steps of a bilevel trainer.
 
     Args:
-        args: of the trainer.
-        config: of its method.
+        args: arguments of the trainer.
+        config: configuration of its method.
         moves_base: whether the model's own weights moved.
     """
     values = config.model_dump(mode="json")
@@ -50,12 +51,12 @@ def say_bilevel_steps(args: Any, config: BilevelConfig, moves_base: bool) -> Non
 
 
 def say_steps(folder: Path, what: str, values: Mapping[str, Any]) -> None:
-    """Replace what the card in a folder says of the optimizer.
+    """Replace what the card in a folder says about the optimizer.
 
     Args:
-        folder: with a README.md, or without one.
-        what: the steps are, a sentence.
-        values: by name.
+        folder: folder of the README.md, if there is one.
+        what: a sentence about the steps.
+        values: options by name.
     """
     path = folder / "README.md"
     if not path.is_file():

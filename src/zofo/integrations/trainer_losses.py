@@ -1,4 +1,4 @@
-"""The loss of a trainer's step as an optimizer of zofo asks for it: a number for all, or one for each example."""
+"""The loss of a trainer's step in the form that zofo's optimizer needs: one number for all examples, or one each."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SAME, _SAME_HALF = 1e-4, 5e-2  # of two ways to sum the same losses, relative
 
 
 class TrainerLosses:
-    """What a trainer computes as the loss of one step, whose batches may be several.
+    """The trainer's loss of one step, possibly over several batches.
 
     Args:
         trainer: a `transformers.Trainer` with `compute_losses`.
-        processes: each with batches of its own; the loss of a step is the mean of theirs.
+        processes: the processes, each with its own batches; the loss of a step is their mean.
     """
 
     def __init__(self, trainer: Any, processes: Processes = ALONE) -> None:
@@ -40,7 +40,7 @@ class TrainerLosses:
 
     @property
     def own(self) -> bool:
-        """Whether the trainer's class computes another loss than the model does."""
+        """Whether the trainer's class computes another loss than the model."""
         return not type(self._trainer).compute_loss.__module__.startswith("transformers.")
 
     @property
@@ -49,10 +49,11 @@ class TrainerLosses:
         return str(getattr(bare_model(self._trainer.model), "loss_type", "")) == "ForCausalLM"
 
     def asks(self, model: nn.Module, batches: Sequence[Batch], optimizer: ZerothOrderOptimizer) -> list[Ask]:
-        """What an optimizer is to ask for in a step.
+        """The asks of an optimizer for a step.
 
         Raises:
-            ConfigError: all points share a forward, and the losses of examples are not known, or not the trainer's.
+            ConfigError: all points share a forward, and the losses of single examples are unknown, or do not match the
+                trainer's loss.
         """
         self._look(model, batches, optimizer.repeats_batch)
         if self._single:
@@ -63,7 +64,7 @@ class TrainerLosses:
         return [optimizer.ask(lambda: self._whole(model, batches, tokens))]
 
     def _look(self, model: nn.Module, batches: Sequence[Batch], needed: bool) -> None:
-        """Find out, in the first step, what the trainer's losses are."""
+        """Find out, in the first step, how the trainer computes its loss."""
         self.look_at_scale(model, batches[0][0])
         if self._counts_items is None and len(batches) > 1:
             counts = self._look_at_items(model, *batches[0])
@@ -76,8 +77,9 @@ class TrainerLosses:
 
     @contextmanager
     def _uncounted(self) -> Iterator[None]:
-        """While it is open, nothing stays of what TRL's trainers count in each forward. It copies all that they have
-        counted, which grows between two logs: open it for the first step alone."""
+        """Context in which TRL's trainers do not count the statistics that they collect in each forward.
+
+        It copies all statistics, which grow between two logs: use it in the first step only."""
         own = vars(self._trainer)
         kept = {name: copy.deepcopy(own[name]) for name in (_TOKENS, _METRICS) if name in own}
         try:
@@ -86,7 +88,7 @@ class TrainerLosses:
             own.update(kept)
 
     def _count_tokens(self, batches: Sequence[dict[str, Any]]) -> None:
-        """The tokens of a step, once, where the trainer counts them in a forward that is not asked for here."""
+        """Count the tokens of a step once, if the trainer would count them in a forward that is not made here."""
         own, masks = vars(self._trainer), [inputs.get("attention_mask") for inputs in batches]
         if _TOKENS in own and all(mask is not None for mask in masks):
             seen = sum(int(mask.sum()) for mask in masks if mask is not None)
@@ -95,10 +97,10 @@ class TrainerLosses:
 
     @torch.no_grad()
     def look_at_scale(self, model: nn.Module, inputs: dict[str, Any]) -> None:
-        """Find out, once and before any loss, whether the model's loss counts labels by the number it is told.
+        """Find out, once and before any loss, whether the model divides by the number of labels that it is passed.
 
-        A trainer of several processes multiplies by their number what it takes for a sum over the labels of all. A
-        head that takes the number and does not use it, as for classification, gives a mean, which would be doubled.
+        A trainer in several processes multiplies such a loss by their number. A head that accepts the number and
+        ignores it, as for classification, returns a mean, which would then be too large.
         """
         trainer = self._trainer
         if self._scale_known or self.own or "labels" not in inputs or not trainer.model_accepts_loss_kwargs:
@@ -111,7 +113,7 @@ class TrainerLosses:
             trainer.model_accepts_loss_kwargs = False
 
     def _whole(self, model: nn.Module, batches: Sequence[Batch], tokens: Any = None) -> torch.Tensor:
-        """The loss as the trainer computes it, over all batches; their tokens count once."""
+        """The trainer's loss over all batches; their tokens are counted once."""
         trainer, total = self._trainer, torch.zeros(())
         if tokens is not None:
             vars(trainer)[_TOKENS] = tokens
@@ -123,12 +125,12 @@ class TrainerLosses:
 
     @property
     def _scale(self) -> int:
-        """What the trainer multiplies losses by, where their labels are counted over all processes."""
+        """The factor by which the trainer multiplies losses, if labels are counted over all processes."""
         args = self._trainer.args
         return self._processes.size if getattr(args, "average_tokens_across_devices", False) else 1
 
     def _adds_up(self, items: Any) -> bool:
-        """Whether the trainer's losses of accumulated batches add up to that of all; else their mean is."""
+        """Whether the losses of accumulated batches add up to that of all; otherwise their mean is that of all."""
         trainer, said = self._trainer, getattr(self._trainer, "loss_is_scaled_for_ga", None)
         if said is not None:
             return bool(said)
@@ -137,9 +139,9 @@ class TrainerLosses:
 
     @torch.no_grad()
     def _look_at_items(self, model: nn.Module, inputs: dict[str, Any], items: Any) -> bool | None:
-        """Whether the loss of one of several batches depends on how many labels all have; None where nobody says so.
+        """Whether the loss of a batch depends on the number of labels in all batches; None if it is never passed.
 
-        Some models take the number and do not use it, so that the sum of their losses would be several times the mean.
+        Some models accept the number and ignore it, so that the sum of their losses would be several times the mean.
         """
         trainer = self._trainer
         if items is None or not trainer.model_accepts_loss_kwargs:
@@ -151,12 +153,12 @@ class TrainerLosses:
 
     @torch.no_grad()
     def _look_at_losses(self, model: nn.Module, batches: Sequence[Batch], needed: bool) -> bool:
-        """Whether one loss for each example can be asked for: its mean is the trainer's loss.
+        """Whether one loss per example can be used: their mean must be the trainer's loss.
 
         Args:
-            model: of the trainer.
-            batches: of the first step.
-            needed: whether nothing else will do.
+            model: the trainer's model.
+            batches: batches of the first step.
+            needed: whether there is no alternative.
         """
         trainer = self._trainer
         if self.own and not needed:  # it may count what it sees
@@ -191,7 +193,7 @@ class TrainerLosses:
         return losses
 
     def _weighted(self, batches: Sequence[Batch]) -> Iterator[dict[str, Any]]:
-        """Each batch with the share of each example, so that the mean over all is the trainer's loss."""
+        """Each batch with the weight of each example, so that the mean over all is the trainer's loss."""
         held = [next(value for value in inputs.values() if isinstance(value, torch.Tensor)) for inputs, _ in batches]
         examples = sum(len(tensor) for tensor in held)
         for tensor, (inputs, items) in zip(held, batches, strict=True):

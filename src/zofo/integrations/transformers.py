@@ -23,7 +23,7 @@ __all__ = [
 
 @dataclass
 class ZerothOrderTrainingArguments(ZerothOrderArguments, TrainingArguments):  # type: ignore[misc]
-    """`transformers.TrainingArguments`, with those of zeroth-order steps, which begin with `zo_`."""
+    """`transformers.TrainingArguments` with options of zeroth-order steps, which begin with `zo_`."""
 
 
 class ZerothOrderTrainer(ZerothOrderMixin, Trainer):  # type: ignore[misc]

@@ -20,9 +20,12 @@ from zofo.noise.dense import DenseNoise
 class FactoredNoise(Noise):
     """A noise whose z of a matrix is `scale` left @ right.T, which a forward pass can apply as two thin products.
 
-    Tensors with more than two axes are treated as matrices with their first axis as rows. Attributes: rank: number of
-    columns of each factor, >= 1. scale: factor of the product. entries: the noise that the factors, and tensors with
-    fewer than two axes, are drawn from.
+    Tensors with more than two axes are treated as matrices with their first axis as rows.
+
+    Attributes:
+        rank: number of columns of each factor, >= 1.
+        scale: factor of the product.
+        entries: the noise that the factors, and tensors with fewer than two axes, are drawn from.
     """
 
     keys_at_once = 64
@@ -138,7 +141,10 @@ class FactorLayout:
     Args:
         noise: the noise of the factors.
         shapes: shapes of the tensors by name.
-        device: device that draws them. Attributes: size: how many numbers a key takes.
+        device: device that draws them.
+
+    Attributes:
+        size: how many numbers a key takes.
     """
 
     def __init__(self, noise: FactoredNoise, shapes: Mapping[str, Shape], device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What is minimised, and scored: one number for each example."""
+"""What training minimises, and what evaluation scores: one number per example."""
 
 from zofo.objectives.generation import Generation, answer_notes, drawing, generate, generation_rows
 from zofo.objectives.kl import AsBase, less_kl

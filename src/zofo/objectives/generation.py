@@ -1,4 +1,4 @@
-"""Free text: generated in batches with correct masks, until a stop text, the model's end of text, or a limit."""
+"""Text generation in batches with correct masks, until a stop text, the model's end of text, or a limit."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ KeepRows = Callable[[Sequence[int] | None], None]
 
 
 def _nobody(rows: Sequence[int] | None) -> None:
-    """Rows may leave, and nobody asks which."""
+    """The default listener of `generation_rows`: rows may leave the batch."""
 
 
 _KEEP: ContextVar[KeepRows | None] = ContextVar("keep_rows", default=_nobody)
 
 
 def generation_rows(keep: KeepRows | None) -> AbstractContextManager[None]:
-    """While it is open, `keep` is told of rows that leave the batch of a generation; with None, none leaves.
+    """Context in which `keep` is called with the rows that stay in the batch of a generation; with None, none leaves.
 
-    It is for whoever gives the rows of a batch something of their own, such as a direction.
+    It is for callers that give each row of a batch something of its own, such as a direction.
     """
     return bound(_KEEP, keep)
 
@@ -45,19 +45,19 @@ _DRAW: ContextVar[int] = ContextVar("draw", default=0)
 
 
 def drawing(number: int) -> AbstractContextManager[None]:
-    """While it is open, texts at a temperature are those of this draw: another number draws others of the same prompt.
+    """Context that sets the draw of texts at a temperature: each number draws other texts for the same prompt.
 
-    Training has a draw for each step, so that all points of a step are asked along one, and an expectation over draws
-    is trained over steps; evaluations have draw 0, and can be repeated.
+    Training uses one draw per step, so that all points of a step share it, and steps together train the expectation
+    over draws. Evaluations use draw 0, and are repeatable.
     """
     return bound(_DRAW, number)
 
 
 def parts_of_rows(rows: int, size: int) -> Iterator[range]:
-    """The rows of a batch, one part after the other: while it is looked at, the model can be given these rows alone.
+    """Yields the rows of a batch in parts, each in a context in which the model gets these rows alone.
 
-    There are `size` rows or up to twice as many in each, and two or more, since one alone would have another form. All
-    rows are one part where none can leave.
+    Each part has `size` to twice as many rows, and at least two, since a single row is computed differently. If no row
+    may leave, all rows are one part.
     """
     keep = _KEEP.get()
     count = 1 if keep is None else max(1, rows // max(2, size))
@@ -77,10 +77,11 @@ class Generation:
     """How texts are generated.
 
     Args:
-        stop: texts that end one; they are cut off.
-        max_new_tokens: after which it ends in any case.
-        temperature: 0 takes the likeliest token (greedy); more draws from softmax(logits / temperature).
-        seed: of the draws; see `drawing`.
+        stop: texts that end a generation; they are cut off.
+        max_new_tokens: the maximum number of new tokens.
+        temperature: 0 takes the most likely token (greedy); otherwise tokens are drawn from softmax(logits /
+            temperature).
+        seed: seed of the draws; see `drawing`.
     """
 
     tokenizer: Any
@@ -91,7 +92,7 @@ class Generation:
 
 
 class Completion(NamedTuple):
-    """A text that was generated: its tokens, with the one that ended it, and what is read of them."""
+    """A generated text: its tokens, including the one that ended it, and the text read from them."""
 
     tokens: tuple[int, ...]
     text: str
@@ -101,8 +102,8 @@ def generate(model: Any, examples: Sequence[TokenizedChoices], how: Generation) 
     """Continue the prompt of each example; see `completions`.
 
     Returns:
-        One text for each example, without the prompt, what ended it, and white space around it: only the indentation
-        of its first line is kept, where that is more than the space that a word begins with.
+        One text per example, without the prompt, the stop text, and surrounding white space. Of that, only the
+        indentation of the first line is kept, if it is more than the space before a word.
     """
     return [one.text for one in completions(model, examples, how)]
 
@@ -110,13 +111,13 @@ def generate(model: Any, examples: Sequence[TokenizedChoices], how: Generation) 
 def completions(model: Any, examples: Sequence[TokenizedChoices], how: Generation) -> list[Completion]:
     """Continue the prompt of each example.
 
-    Prompts are padded on the left, with a mask and explicit positions, so that a text does not depend on what shares
-    its batch; draws depend on the seed, the prompt and `drawing`. Rows that have ended leave the batch once they are
-    half of it, and their keys and values with them.
+    Prompts are padded on the left, with a mask and explicit positions, so a text does not depend on the other rows of
+    its batch; draws depend on the seed, the prompt and `drawing`. Once half of the rows have ended, they leave the
+    batch, together with their keys and values.
 
     Args:
         model: a causal language model of transformers, with or without adapters.
-        examples: one or more; their candidates are not read.
+        examples: one or more; their candidates are not used.
         how: stop rules and temperature.
 
     Raises:
@@ -139,8 +140,10 @@ def completions(model: Any, examples: Sequence[TokenizedChoices], how: Generatio
 def _decoded(
     model: Any, prompts: Sequence[Sequence[int]], how: Generation, settings: Any, texts: Sequence[str]
 ) -> list[list[int]]:
-    """The tokens of each text, with the one that ended it. A decode ends when half of its rows have, and the next goes
-    on with the others, from the keys and values there are."""
+    """The tokens of each text, including the one that ended it.
+
+    A decode ends when half of its rows have ended. The next one continues with the others, from the existing keys and
+    values."""
     start, pad, device = max(map(len, prompts)), how.tokenizer.pad_token_id, next(model.parameters()).device
     ids, mask = (tensor.to(device) for tensor in padded(prompts, pad, "left"))
     keep = _KEEP.get()
@@ -179,8 +182,9 @@ def _decoded(
 
 
 def _lets_rows_leave(model: Any, keep: KeepRows | None) -> bool:
-    """Whether the keys and values of some rows can be taken out of those that a model's generation gives back: not of
-    states of another form, nor where an adapter puts its own before them."""
+    """Whether rows can be removed from the keys and values of a generation.
+
+    Not for recurrent states, nor if an adapter puts its own keys and values first."""
     whole = bare_model(model)
     if keep is None or not getattr(whole, "_supports_default_dynamic_cache", lambda: False)():
         return False
@@ -189,15 +193,16 @@ def _lets_rows_leave(model: Any, keep: KeepRows | None) -> bool:
 
 
 def _until(ends: Sequence[int], row: Sequence[int]) -> list[int]:
-    """The tokens before the first that ends a text."""
+    """The tokens before the first one that ends a text."""
     return list(itertools.takewhile(lambda token: token not in ends, row))
 
 
 def answer_notes(encoded: Sequence[Any], how: Generation) -> list[str]:
-    """Answers that no generation can give, so that even a perfect model would be scored as wrong; a line for each kind.
+    """Notes about reference answers that no generation can produce, so that even a perfect model would be scored as
+    wrong.
 
     Args:
-        encoded: rows in tokens; those whose answer is not known are passed over.
+        encoded: encoded rows; those without a known answer are skipped.
         how: stop rules and number of tokens.
     """
     long, other = [], []
@@ -218,36 +223,36 @@ def answer_notes(encoded: Sequence[Any], how: Generation) -> list[str]:
 
 
 def _with_stops_of(examples: Sequence[TokenizedChoices], how: Generation) -> Generation:
-    """The same with what ends the answers of a chat template, beside the stops of the task."""
+    """The same settings, with the end of answers in a chat template added to the stops of the task."""
     return replace(how, stop=tuple(dict.fromkeys([*how.stop, *(stop for one in examples for stop in one.stops)])))
 
 
 def _stop_texts(how: Generation) -> tuple[str, ...]:
-    """The stops that are no special tokens: those end a text as tokens, and may be spelt in it."""
+    """The stops that are not special tokens; those end a text as tokens, and may occur in it as text."""
     special = _special_tokens(how.tokenizer)
     return tuple(stop for stop in how.stop if stop not in special)
 
 
 def _special_tokens(tokenizer: Any) -> frozenset[str]:
-    """The tokens that a decoded text does not show, named by the tokenizer or not."""
+    """The tokens that a decoded text does not show, whether the tokenizer names them or not."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     return frozenset([*tokenizer.all_special_tokens, *added])
 
 
 class _Ends:
-    """Ends a text when it holds a stop; white space before its first word is none, or many would end before it.
+    """Ends a text when it contains a stop; white space before its first word is ignored, or many would end there.
 
-    A new token can only make a stop at the end of a text, so that whole texts are read where their last tokens hold
-    one; each token is a byte or more of it, but for some that are not shown, and blanks that are cleaned up. A stop
-    with more of these in it is not seen: its text is the same, since `_cut` reads the whole of it, and only has more
-    tokens after the stop, which take time and which a KL reads, too.
+    A new token can complete a stop only at the end of a text, so a whole text is decoded only if its last tokens
+    contain one. This assumes a byte or more per token, apart from a few hidden tokens and cleaned-up blanks. A stop
+    with more of these is missed here. `_cut` still finds it, so the text is the same; only its tokens after the stop
+    remain, which take time and enter a KL.
 
-    Where rows may leave, all end once half of them have, and two or more have not: one row alone would have another
-    form.
+    If rows may leave, the decode ends once half of them have ended and at least two have not, since a single row is
+    computed differently.
 
     Attributes:
-        lengths: how many tokens each row had when it ended; 0 where it has not.
-        leave: whether the decode has ended for that.
+        lengths: number of tokens of each row when it ended; 0 if it has not.
+        leave: whether the decode has ended so that rows can leave.
     """
 
     def __init__(
@@ -269,22 +274,22 @@ class _Ends:
         return ((self.lengths > 0) | self.leave).to(input_ids.device)
 
     def _holding(self, rows: torch.Tensor, read: Callable[[str], str] = str) -> torch.Tensor:
-        """The places of the rows whose text, as it is read, holds a stop."""
+        """The indices of the rows whose decoded text contains a stop."""
         texts = map(read, self._tokenizer.batch_decode(rows, skip_special_tokens=True) if len(rows) else ())
         return torch.tensor([i for i, text in enumerate(texts) if any(one in text for one in self._stop)]).long()
 
     def drop_ended(self) -> torch.Tensor:
-        """The places of the rows that have not ended, which are all that there are from now on."""
+        """Remove the rows that have ended; returns the indices of the others."""
         stay = (self.lengths == 0).nonzero().flatten()
         self.lengths, self.leave = torch.zeros(len(stay), dtype=torch.int64), False
         return stay
 
 
 class _Drawn:
-    """Makes the likeliest token a draw: argmax of logits / temperature + Gumbel noise is a sample of the softmax.
+    """Turns greedy decoding into sampling: argmax of logits / temperature + Gumbel noise is a sample of the softmax.
 
-    The noise depends on the seed, the prompt, the place in the text and the draw that is open (`drawing`), whatever
-    shares the batch, and on no generator.
+    The noise depends on the seed, the prompt, the position in the text and the current `drawing`, not on other rows or
+    any generator.
     """
 
     def __init__(self, how: Generation, prompts: Sequence[Sequence[int]], start: int) -> None:
@@ -301,7 +306,7 @@ class _Drawn:
 
 
 def generation_settings(model: Any, how: Generation) -> Any:
-    """transformers' settings for these texts: of the model's own, only the tokens that end a text."""
+    """transformers' generation config for these texts: of the model's own, only the tokens that end a text."""
     import transformers
 
     return transformers.GenerationConfig(
@@ -314,7 +319,7 @@ def generation_settings(model: Any, how: Generation) -> Any:
 
 
 def _ends(model: Any, how: Generation) -> list[int]:
-    """The tokens that end a text, by the model's own account and the tokenizer's; and stops that are no text."""
+    """The tokens that end a text, according to the model and the tokenizer, and stops that are tokens."""
     tokenizer = how.tokenizer
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     special = [tokenizer.convert_tokens_to_ids(stop) for stop in how.stop if stop in _special_tokens(tokenizer)]
@@ -323,7 +328,7 @@ def _ends(model: Any, how: Generation) -> list[int]:
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
-    """A text up to its first stop, wherever it began with white space; of that, the indentation of a line is kept."""
+    """A text up to its first stop, without leading white space, except for the indentation of its first line."""
     said = text.lstrip()
     before = text[: len(text) - len(said)].rpartition("\n")[2]
     ends = [place for place in (said.find(one) for one in stop) if place >= 0]
@@ -333,7 +338,7 @@ def _cut(text: str, stop: Sequence[str]) -> str:
 
 @contextmanager
 def _without_own_settings(model: Any) -> Iterator[None]:
-    """While it is open, the model brings no settings: transformers would take from them whatever is left out."""
+    """Context in which the model has no generation config, from which transformers would fill in missing values."""
     import transformers
 
     with ExitStack() as changed:

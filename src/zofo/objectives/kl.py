@@ -1,4 +1,4 @@
-"""The KL of a model's answers to the base model, which holds a run by a reward near to what the model said before."""
+"""The KL divergence of a model's answers from the base model, to keep a run with a reward close to it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ AsBase = Callable[[nn.Module], AbstractContextManager[None]]
 def less_kl(
     objective: TrainingObjective, task: Task, how: Generation, beta: float, base_of: Callable[[], AsBase]
 ) -> TrainingObjective:
-    """Minus (reward - beta KL), of an objective that is minus a reward of generated texts; KL as `kl_to_base`.
+    """The objective minus (reward - beta KL), for an objective that is minus a reward of generated texts; see
+    `kl_to_base`.
 
-    `base_of` gives the base model, once it is clear that it will be asked.
+    `base_of` returns the base model; it is called only if the objective is valid.
 
     Raises:
-        ConfigError: the objective is a loss, or what it rewards is no text.
+        ConfigError: the objective is a loss, or a reward of something other than text.
     """
     if objective.rewards is None:
         raise ConfigError(
@@ -59,14 +60,14 @@ def less_kl(
 def kl_to_base(
     model: nn.Module, examples: Sequence[Any], said: Sequence[Completion], pad: int, as_base: AsBase
 ) -> torch.Tensor:
-    """An estimate of KL(model || base) from one text for each example: float32, shape [E].
+    """An estimate of KL(model || base) from one text per example: float32, shape [E].
 
-    It is the mean of exp(r) - 1 - r over the tokens of the text, with the one that ended it, where r is
-    log p_base(token) - log p_model(token), both at temperature 1: Schulman's estimator k3, as TRL's GRPOTrainer has it.
-    It is never negative, and 0 where both models are the same. Of texts that are drawn at temperature 1 its mean is the
-    KL a token; of greedy texts it is a distance along them, and no estimate without bias.
+    It is the mean of exp(r) - 1 - r over the tokens of the text, including the one that ended it, where r is log
+    p_base(token) - log p_model(token), both at temperature 1: Schulman's estimator k3, as in TRL's GRPOTrainer. It is
+    never negative, and 0 for equal models. For texts drawn at temperature 1 its mean is the KL per token; for greedy
+    texts it is a distance along them, not an unbiased estimate.
 
-    Both models are asked for as many texts at a time as keep the logits few, see `_AT_ONCE`: two forwards each time.
+    Texts are processed in parts to limit the memory of logits (see `_AT_ONCE`), with two forwards each.
     """
     rows = [
         replace(one, rows=((*one.prompt, *text.tokens),), scored=(len(text.tokens),), gold=0, earlier_spans=())

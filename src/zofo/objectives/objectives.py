@@ -1,4 +1,4 @@
-"""Objectives by name: what a run minimises, and which examples and models it suits."""
+"""Objectives by name: what a run minimises, and which examples and models it supports."""
 
 from __future__ import annotations
 
@@ -25,19 +25,18 @@ REWARD = "reward"
 
 @dataclass(frozen=True)
 class TrainingObjective:
-    """What is minimised: one float32 number for each example.
+    """What training minimises: one float32 number per example.
 
     Args:
         losses: (model, batch) -> float32, shape [E].
-        prepare: what it needs of an example in tokens.
+        prepare: selects what it needs of an encoded example.
         differentiable: whether it has a gradient for first-order steps.
-        causal_only: whether it is a loss that only a causal language model has.
-        compares_candidates: whether it needs several candidates of every example.
-        check_losses: a loss of the same batch by which a model is checked before the first step; None for `losses`.
-            An objective without a gradient names one: a check would not see a small difference in a reward, and must
-            not ask a user's function.
-        rewards: that it is minus the sum of, if it is that.
-        answers: (model, batch) -> what it rewards, of each example.
+        causal_only: whether only a causal language model has this loss.
+        compares_candidates: whether it needs several candidates per example.
+        check_losses: the loss for checks of the model before the first step; None for `losses`. An objective without a
+            gradient needs one: a check would miss a small difference in a reward, and must not call a user's function.
+        rewards: the rewards of which it is minus the sum, if any.
+        answers: (model, batch) -> the answer of each example that it rewards.
     """
 
     name: str
@@ -56,12 +55,12 @@ OBJECTIVES: Registry[Maker] = Registry("objective")
 
 
 def default_objective(task: Task) -> str:
-    """What a task is trained with unless told otherwise, as in MeZO: see `docs/tasks.md`."""
+    """The default objective of a task, as in MeZO; see `docs/tasks.md`."""
     return "classification" if task.kind == "classification" else "answer"
 
 
 def objective_maker(name: str) -> Maker:
-    """What makes the objective of that name. Raises UnknownNameError or ConfigError: it has another name, or none."""
+    """The function that builds the objective of that name. Raises UnknownNameError or ConfigError if there is none."""
     if now := OBJECTIVES_NOW.get(name):
         raise ConfigError(
             f"the objective {name!r} is called {now!r}, as the metric is", f"type {now} in place of {name}"
@@ -70,13 +69,13 @@ def objective_maker(name: str) -> Maker:
 
 
 def build_objective(name: str, task: Task, how: Generation, causal: bool) -> TrainingObjective:
-    """The objective of that name for a task.
+    """Build the objective of that name for a task.
 
     Args:
-        how: texts are generated, where the objective needs them.
+        how: how texts are generated, if the objective needs them.
 
     Raises:
-        ConfigError: the objective has no meaning for the task or the model.
+        ConfigError: the objective does not apply to the task or the model.
     """
     made = objective_maker(name)(task, how)
     if not causal and made.causal_only:
@@ -88,11 +87,11 @@ def build_objective(name: str, task: Task, how: Generation, causal: bool) -> Tra
 
 
 def reward_objective(reward: Any, task: Task, how: Generation, name: str = REWARD) -> TrainingObjective:
-    """Minus a reward of what the model predicts; it has no gradient, and one forward pass decides it.
+    """Minus a reward of the model's predictions; it has no gradient, and takes one forward pass.
 
     Args:
         reward: a function, see `Reward`, or several, see `as_rewards`.
-        task: whose kind says what a prediction is.
+        task: its kind determines what a prediction is.
     """
     rewards = as_rewards(reward)
     if task.kind != "generation" and any(part.of_texts for part in rewards.parts):

@@ -1,4 +1,4 @@
-"""Rewards that have names: of a generated text by itself, with a number from 0 to 1."""
+"""Packaged rewards: each scores a generated text by itself, from 0 to 1."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def brevity(typed: str) -> TextReward:
 
 @REWARDS.register("regex")
 def regex(typed: str) -> TextReward:
-    """`regex:PATTERN`: 1 for a text in which the regular expression is found, as `re.search` does; else 0."""
+    """`regex:PATTERN`: 1 for a text that the regular expression matches somewhere, as `re.search` does; else 0."""
     if not typed:
         raise ConfigError("the reward regex has no pattern", r"type --reward 'regex:\d+'")
     try:
@@ -129,7 +129,7 @@ def ifeval(typed: str) -> TextReward:
 
 
 def _follows(known: Any, name: str, options: Any, example: Example, text: str) -> bool:
-    """Whether a text follows one instruction, strictly."""
+    """Whether a text follows one instruction, in IFEval's strict sense."""
     if name not in known:
         raise ConfigError(f"{example.where}: IFEval has no instruction {name!r}", f"it has {', '.join(sorted(known))}")
     instruction = known[name](name)
@@ -148,7 +148,7 @@ def _follows(known: Any, name: str, options: Any, example: Example, text: str) -
 
 
 def _asked(example: Example) -> str:
-    """What a user asked: the last turn of a chat, or the prompt."""
+    """What the user asked: the last turn of a chat, or the prompt."""
     return str(example.messages[-1][1]) if example.messages else example.prompt
 
 
@@ -174,13 +174,13 @@ def _answers(example: Example, name: str) -> tuple[str, ...]:
 
 
 def _unfenced(text: str) -> str:
-    """A text without the fence of a code block around it, as models of chats write JSON."""
+    """A text without the code fence around it, with which chat models write JSON."""
     found = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", text, flags=re.DOTALL)
     return found[1] if found else text
 
 
 def _validator(typed: str) -> Callable[[Any], bool]:
-    """Whether a value meets the schema of a file; references to other documents are not followed."""
+    """A validator of a file's schema; references to other documents are not followed."""
     jsonschema, path = _library("jsonschema", "json"), Path(typed)
     referencing = importlib.import_module("referencing")
     hint = "type --reward 'json:SCHEMA.json', the path of a JSON Schema; a weight stands before it: 'json*0.5:...'"
@@ -212,7 +212,7 @@ def _validator(typed: str) -> Callable[[Any], bool]:
 
 @functools.cache
 def _library(name: str, reward: str, extra: str = "rewards") -> Any:
-    """A module of a library that only this reward needs."""
+    """Import a module of a library that only this reward needs."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # lm-eval says what it has downloaded
             return importlib.import_module(name)

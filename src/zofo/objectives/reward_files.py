@@ -17,11 +17,12 @@ from zofo.filesystem import check_not_special
 
 
 def function_of_file(path: Path, name: str) -> tuple[Callable[..., Any], str]:
-    """The function of that name, for which the file is run; and the file's name, with a hash of its content and of the
-    Python files of its folder that it imports.
+    """Run a file and return its function of that name, the file's name, and a hash.
+
+    The hash covers the file and the Python files of its folder that it imports.
 
     Raises:
-        ConfigError: no such file or function, or the file fails; names what is there.
+        ConfigError: there is no such file or function, or the file fails; the message lists what is there.
     """
     try:
         check_not_special(path)
@@ -52,7 +53,7 @@ def function_of_file(path: Path, name: str) -> tuple[Callable[..., Any], str]:
 
 
 def _imported(path: Path) -> dict[str, bytes]:
-    """The Python files in a file's folder, or below it, that it imports, one through another, by their place there."""
+    """The Python files in or below a file's folder that it imports, directly or indirectly, by relative path."""
     read, left = dict[Path, bytes](), [path]
     while left:
         file = left.pop()
@@ -65,7 +66,7 @@ def _imported(path: Path) -> dict[str, bytes]:
 
 
 def _files_of(node: ast.AST, file: Path, folder: Path) -> Iterator[Path]:
-    """The files that an import may mean, as far as they are there; packages that are installed are no part of it."""
+    """The existing files that an import may refer to; installed packages are not included."""
     if isinstance(node, ast.Import):
         at, names = folder, [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
@@ -80,9 +81,9 @@ def _files_of(node: ast.AST, file: Path, folder: Path) -> Iterator[Path]:
 
 
 def _module(path: Path) -> Any:
-    """The module of a file, under a name of its own; raises ConfigError where it cannot be run.
+    """Import a file as a module under a unique name; raises ConfigError if it fails.
 
-    It imports files beside it, where no installed module has their name: its folder comes last in `sys.path`.
+    It can import files beside it, unless an installed module has their name: its folder comes last in `sys.path`.
     """
     folder = str(path.resolve().parent)
     if folder not in sys.path:
@@ -104,7 +105,7 @@ def _module(path: Path) -> Any:
 
 
 def their_fault(error: BaseException, file: Path | None = None) -> str:
-    """The line of the user's own code that an error came from, and the error."""
+    """The line of the user's own code that raised an error, and the error."""
     frames = [one for one in traceback.extract_tb(error.__traceback__) if not _is_ours(one.filename)]
     own = [one for one in frames if file is None or Path(one.filename) == file] or frames
     at = f"{Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line}: " if own else ""

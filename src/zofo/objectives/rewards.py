@@ -1,4 +1,4 @@
-"""A user's own rewards: functions of what a model answered, given in Python or named by file on the command line."""
+"""A user's own rewards: functions of the model's answers, passed in Python or named by file on the command line."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ Reward = Callable[..., Any]
 
 @dataclass(frozen=True)
 class WeightedReward:
-    """A reward, and how much it counts.
+    """A reward and its weight.
 
     Args:
-        weight: that its values are multiplied by.
-        file: that the function was read from, with the hash of its content; empty for one of Python.
-        typed: what names it on the command line.
-        of_texts: whether it is of generated texts alone.
+        weight: factor of its values.
+        file: the file of the function, with its hash; empty for a function passed in Python.
+        typed: its name as typed on the command line.
+        of_texts: whether it rewards generated texts only.
     """
 
     function: Reward
@@ -50,7 +50,7 @@ class WeightedReward:
 
     @property
     def short(self) -> str:
-        """How messages call it: as it was typed, or its name."""
+        """Its name in messages: as it was typed, or the function's name."""
         return self.typed or self._function_name
 
     @property
@@ -64,7 +64,7 @@ class WeightedReward:
 
     @property
     def name(self) -> str:
-        """What a run writes down of it: module and name, or file, name and content; and its weight."""
+        """Its entry in a run's records: module and name, or file, name and hash; and its weight."""
         if self.of_texts:
             return self.typed
         one = self.function
@@ -77,21 +77,21 @@ _ASIDE: ContextVar[bool] = ContextVar("aside", default=False)
 
 
 def aside(check: bool = True) -> AbstractContextManager[None]:
-    """While it is open, what is asked of rewards is a check, and is no part of their means; or is none, with False."""
+    """Context in which calls of rewards are a check, and do not enter their means; with False, they are not."""
     return bound(_ASIDE, check)
 
 
 def is_aside() -> bool:
-    """Whether what is asked now is a check, of which nobody keeps the answers."""
+    """Whether the current calls are a check, whose answers nobody uses."""
     return _ASIDE.get()
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """The sum of several rewards, and what each of them gave since somebody asked.
+    """The sum of several rewards, and the mean of each since it was last read.
 
     Args:
-        beta: how much the KL of an answer to the base model takes off.
+        beta: factor of the KL of an answer from the base model, which is subtracted.
     """
 
     parts: tuple[WeightedReward, ...]
@@ -99,11 +99,12 @@ class Rewards:
     _given: list[tuple[int, float]] = field(default_factory=list, compare=False, repr=False)  # of each: count, sum
 
     def means(self, processes: Processes = ALONE) -> dict[str, float]:
-        """The mean of each reward's own values, before its weight, since this was last asked; None is left out. With
-        `beta` that of the finite KLs, too, as `kl`.
+        """The mean of each reward's own values, before its weight, since the last call; None values are ignored.
+
+        With `beta` also the mean of the finite KLs, as `kl`.
 
         Args:
-            processes: whose answers count; all of them have to ask.
+            processes: the processes whose answers count; all of them must call this.
         """
         names = [f"reward_{part.label}" for part in self.parts] + ["kl"] * bool(self.beta)
         given = self._given[:] or [(0, 0.0)] * len(names)
@@ -120,14 +121,15 @@ class Rewards:
 
     @property
     def name(self) -> str:
-        """Of all of them."""
+        """The names of all rewards."""
         return " + ".join(part.name for part in self.parts)
 
     def __call__(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[float]:
-        """A number for each answer.
+        """One number per answer.
 
         Raises:
-            ConfigError: a reward failed, or gave something else than a finite number for each; or all gave None.
+            ConfigError: a reward failed or returned something other than a finite number per answer; or all returned
+                None.
         """
         columns = [_asked(part, examples, answers) for part in self.parts]
         self._note(0, [[value for value in column if value is not None] for column in columns])
@@ -144,18 +146,18 @@ class Rewards:
         return found
 
     def of_each_copy(self, batch: Any, answers: Sequence[Answer]) -> list[float]:
-        """A number for each answer of a batch; what was answered at a point is a call of its own, as F1 needs it."""
+        """One number per answer of a batch; the answers at each point are a separate call, as F1 needs it."""
         examples, size = [one.example for one in batch.examples], len(answers) // batch.copies
         starts = range(0, len(answers), size)
         return [one for at in starts for one in self(examples[at : at + size], answers[at : at + size])]
 
     def less_kl(self, rewards: Sequence[float], kl: Sequence[float]) -> list[float]:
-        """The reward of each answer less `beta` times its KL."""
+        """The reward of each answer minus `beta` times its KL."""
         self._note(len(self.parts), [[value for value in kl if math.isfinite(value)]])
         return [reward - self.beta * apart for reward, apart in zip(rewards, kl, strict=True)]
 
     def _note(self, first: int, columns: Sequence[Sequence[float]]) -> None:
-        """Count values in, those of the rewards from number `first` on, unless what is asked is a check."""
+        """Add values to the means, for the rewards from number `first` on, unless the call is a check."""
         if is_aside():
             return
         if not self._given:
@@ -166,7 +168,7 @@ class Rewards:
 
 
 def as_rewards(given: Reward | WeightedReward | Rewards | str | Sequence[Any]) -> Rewards:
-    """One or several rewards: functions, with weights, or as the command line names them, see `load_reward`."""
+    """One or several rewards: functions, with weights, or names as on the command line (see `load_reward`)."""
     if isinstance(given, Rewards):
         return given
     parts = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
@@ -184,7 +186,7 @@ def as_rewards(given: Reward | WeightedReward | Rewards | str | Sequence[Any]) -
 
 
 def _check_signature(part: WeightedReward) -> None:
-    """Raises ConfigError for a function that can be called in neither way."""
+    """Raise ConfigError for a function that matches neither signature."""
     try:
         signature = inspect.signature(part.function)
     except (TypeError, ValueError):  # such as a builtin
@@ -203,12 +205,13 @@ def _check_signature(part: WeightedReward) -> None:
 
 
 def load_reward(spec: str) -> WeightedReward:
-    """A packaged reward by its name (`regex:PATTERN`, see `zofo list rewards`), or the function that `FILE.py:NAME`
-    names, for which the file is run that the user has typed; each with `*WEIGHT` after its name or without
-    (`FILE.py:NAME*0.5`, `brevity*0.5`, `regex*0.5:PATTERN`).
+    """A packaged reward by name (see `zofo list rewards`), or the function that `FILE.py:NAME` refers to.
+
+    The file, which the user has typed, is run. `*WEIGHT` may follow the name: `FILE.py:NAME*0.5`, `brevity*0.5`,
+    `regex*0.5:PATTERN`.
 
     Raises:
-        ConfigError: no such reward, file or function, or the file fails; names what is there.
+        ConfigError: there is no such reward, file or function, or the file fails; the message lists what is there.
     """
     packaged = _packaged(spec)
     if packaged is not None:
@@ -228,7 +231,7 @@ def load_reward(spec: str) -> WeightedReward:
 
 
 def _packaged(spec: str) -> WeightedReward | None:
-    """The packaged reward that is meant, by NAME*WEIGHT:TEXT; a `*` after the colon is of the text."""
+    """The packaged reward for NAME*WEIGHT:TEXT; a `*` after the colon belongs to the text."""
     head, colon, typed = spec.partition(":")
     name, star, weight = head.partition("*")
     if name not in REWARDS:
@@ -238,7 +241,7 @@ def _packaged(spec: str) -> WeightedReward | None:
 
 
 def _weight(spec: str, weight: str, right: str) -> float:
-    """The number that is typed as a weight; raises ConfigError, with what is right, where it is none."""
+    """The number typed as a weight; raises ConfigError if it is not one."""
     try:
         factor = float(weight)
     except ValueError:
@@ -249,7 +252,7 @@ def _weight(spec: str, weight: str, right: str) -> float:
 
 
 def _asked(part: WeightedReward, examples: Sequence[Example], answers: Sequence[Answer]) -> list[float | None]:
-    """What one reward gives for each answer, checked."""
+    """The checked values of one reward for all answers."""
     parameters: Mapping[str, inspect.Parameter]
     try:
         parameters = inspect.signature(part.function).parameters
@@ -278,7 +281,7 @@ def _columns(
     examples: Sequence[Example],
     answers: Sequence[Answer],
 ) -> dict[str, Any]:
-    """The arguments of a function as TRL calls it, as far as it takes them."""
+    """The arguments of a function in TRL's calling convention, as far as it accepts them."""
     texts = [
         one.candidates[answer].strip() if isinstance(answer, int) else answer
         for one, answer in zip(examples, answers, strict=True)
@@ -313,7 +316,7 @@ def _columns(
 
 
 def _called(part: WeightedReward, examples: Sequence[Example], *arguments: Any, **named: Any) -> Any:
-    """What the function gives; of one example, its number. What it raises is said with its row and line."""
+    """Call a reward function; errors are reported with their row and line."""
     try:
         found = part.function(*arguments, **named)
     except ZofoError:  # of a packaged reward, which says itself what is wrong

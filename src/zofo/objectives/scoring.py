@@ -1,4 +1,4 @@
-"""Scores of candidates, by their likelihood or by a classification head, and their losses; per example, in float32."""
+"""Scores of candidates by likelihood or by a classification head, and losses from them; per example, in float32."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from zofo.tasks import Batch, TextBatch
 
 
 def candidate_scores(model: nn.Module, batch: Batch, by: str = "mean") -> torch.Tensor:
-    """Mean log-likelihood of the tokens of each candidate after its prompt, or their sum.
+    """The mean log-likelihood of the tokens of each candidate after its prompt, or their sum.
 
     score[e, c] = (1 / n) sum over the n tokens of candidate c of log p(token | prompt, tokens before it). Logits are
-    asked for only at the last `batch.logits_to_keep` positions: at one where every candidate is one token. In a masked
-    language model a candidate is one token, in the mask's place.
+    computed only at the last `batch.logits_to_keep` positions: one, if every candidate is a single token. In a masked
+    language model a candidate is one token at the mask.
 
     Args:
         model: a language model of transformers, with or without adapters.
@@ -27,7 +27,7 @@ def candidate_scores(model: nn.Module, batch: Batch, by: str = "mean") -> torch.
         by: `mean`, so that length does not count, or `sum`.
 
     Returns:
-        float32, shape [E, C]; -inf where an example has fewer candidates.
+        float32, shape [E, C]; -inf beyond an example's own candidates.
     """
     likelihoods = _logits(model, batch).log_softmax(dim=-1).flatten(0, 1)
     tokens = likelihoods[batch.gather_index, batch.targets].masked_fill(~batch.target_mask, 0.0)
@@ -39,8 +39,8 @@ def candidate_scores(model: nn.Module, batch: Batch, by: str = "mean") -> torch.
 def target_log_likelihoods(model: nn.Module, batch: Batch) -> torch.Tensor:
     """log p of each scored token of the first candidate, after the tokens before it: float32, shape [E, T].
 
-    One example at a time is normalised over the vocabulary: a copy of all logits would be the largest of all tensors.
-    What stands where an example has fewer tokens means nothing.
+    Examples are normalised over the vocabulary one at a time, since a copy of all logits would be the largest of all
+    tensors. Values beyond an example's own tokens are undefined.
     """
     logits = _logits(model, batch).flatten(0, 1)
     of_each = zip(batch.gather_index[:, 0], batch.targets[:, 0], strict=True)
@@ -48,11 +48,11 @@ def target_log_likelihoods(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def scores(model: nn.Module, batch: Any, by: str = "mean") -> torch.Tensor:
-    """A score for each candidate of each example, higher is better: float32, shape [E, C].
+    """The score of each candidate of each example, higher is better: float32, shape [E, C].
 
     Args:
         model: a language model for a `Batch`, a model with a classification head for a `TextBatch`.
-        by: `mean` or `sum` over a candidate's tokens; a head has none, and gives its logits.
+        by: `mean` or `sum` over a candidate's tokens; a head gives its logits.
     """
     return head_scores(model, batch) if isinstance(batch, TextBatch) else candidate_scores(model, batch, by)
 
@@ -81,8 +81,8 @@ def classification_loss(model: nn.Module, batch: Any) -> torch.Tensor:
 def token_loss(model: nn.Module, batch: Any) -> torch.Tensor:
     """Mean negative log-likelihood of the scored tokens of the gold candidate: -score[gold].
 
-    On examples as `TokenizedChoices.gold_only` makes them, that is the language-model loss on the answer; as
-    `TokenizedChoices.full_sequence` makes them, that on the whole text.
+    For examples from `TokenizedChoices.gold_only` this is the language-model loss on the answer; for examples from
+    `TokenizedChoices.full_sequence`, on the whole text.
 
     Returns:
         float32, shape [E].
@@ -91,17 +91,17 @@ def token_loss(model: nn.Module, batch: Any) -> torch.Tensor:
 
 
 def whole(example: Any) -> Any:
-    """The example as it is: a loss that compares candidates needs all of them."""
+    """The example unchanged: a loss that compares candidates needs all of them."""
     return example
 
 
 def packing_limit(model: nn.Module) -> int | None:
-    """The longest row of several branches, in tokens, that a model scores as it would each branch alone.
+    """The longest packed row, in tokens, of which a model scores each branch as it would alone.
 
     Returns:
-        0 unless the model is causal, mixes positions by attention only, and takes both a mask for each pair of
-        positions and positions that do not follow from it; then the shortest of its windows of attention and its
-        largest position, or None if it has neither.
+        0 unless the model is causal, mixes positions by attention only, and accepts both a mask of pairs of positions
+        and explicit positions. Then the smaller of its attention window and its largest position, or None if it has
+        neither.
     """
     bare = bare_model(model)
     room = inspect.getmodule(type(bare))
@@ -122,7 +122,7 @@ def packing_limit(model: nn.Module) -> int | None:
 
 
 def only_attends(model: Any) -> bool:
-    """Whether a model of transformers mixes positions by attention alone, and holds keys and values, not a state."""
+    """Whether a transformers model mixes positions by attention alone, with keys and values as its only state."""
     config = model.config.get_text_config()
     return not model._is_stateful and _ATTENDING.issuperset(getattr(config, "layer_types", None) or ())
 
@@ -144,7 +144,7 @@ def _logits(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def _attention_mask(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """[R, L], or [R, 1, L, L] to be added to the products of attention: 0 where a position is seen, else the lowest."""
+    """[R, L], or an additive mask [R, 1, L, L]: 0 where a position is visible, else the lowest number."""
     if not batch.packed:
         return batch.attention_mask
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())

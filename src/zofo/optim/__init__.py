@@ -1,4 +1,4 @@
-"""Zeroth-order optimizers for scripts of your own: `loss = optimizer.step(closure)`, and no gradient."""
+"""Zeroth-order optimizers for your own scripts: `loss = optimizer.step(closure)`, without a gradient."""
 
 from zofo.optim.mezo import MeZO
 from zofo.optim.svrg import SVRG

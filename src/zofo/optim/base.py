@@ -1,4 +1,4 @@
-"""What the optimizers have in common: zofo's zeroth-order step behind `torch.optim.Optimizer`."""
+"""The base class of the optimizers: zofo's zeroth-order step behind `torch.optim.Optimizer`."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ Part = str | Mapping[str, Any]
 
 
 class ZerothOrderOptimizer(torch.optim.Optimizer):
-    """An optimizer whose step asks a closure for losses, and needs no gradient.
+    """An optimizer whose step calls a closure for losses, and needs no gradient.
 
-    A final class adds its options and `_make_step`.
+    A subclass adds its options and `_make_step`.
 
     Args:
-        movable: what moves.
-        options: of the zeroth-order step, as they are written under `method`.
-        lr: of the rule; None for the default.
-        weight_decay: of the rule.
-        seed: of the directions.
+        movable: a module or parameters.
+        options: options of the zeroth-order step, as under `method` in a configuration.
+        lr: learning rate of the rule; None for the default.
+        weight_decay: weight decay of the rule.
+        seed: seed of the directions.
 
     Attributes:
-        Config, config: the class of its configuration, and the parts of a step with all their options.
-        steps: made so far.
-        last_step: what the last step did: its loss, projected gradients and counts.
-        notes: which tensors stay that a user may expect to move; known after the first step, in which they are logged.
-        say: called with each of them, in the words of a configuration.
+        Config, config: the configuration class, and the configuration with all options of a step.
+        steps: number of steps so far.
+        last_step: the log of the last step: its loss, projected gradients and counts.
+        notes: tensors that do not move although a user may expect it; known after the first step, which logs them.
+        say: called with each note, in the words of a configuration.
     """
 
     Config: ClassVar[type[ZerothOrderConfig]] = ZerothOrderConfig
@@ -90,7 +90,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             _flush_before_use(self._model, self)
 
     def _build(self, unused: frozenset[str]) -> None:
-        """Make the parts of the step, with those tensors left where they are that no forward uses."""
+        """Build the parts of the step, leaving out tensors that no forward uses."""
         among = None
         if carries_adapters(self._model) and self.config.trainable is None:
             among = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
@@ -113,51 +113,51 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
 
     @property
     def repeats_batch(self) -> bool:
-        """Whether all points share a forward, so that closures are given the batch."""
+        """Whether all points share a forward, so that closures get the batch."""
         return self._zo.evaluator.repeats_batch
 
     @property
     def counts(self) -> Counts:
-        """Forwards and queries made so far; where a closure gives the mean of a batch, a query is such a mean."""
+        """Forwards and queries so far; if a closure returns the mean of a batch, a query is one such mean."""
         return self._zo.evaluator.counts
 
     @property
     def exchanged_bytes(self) -> int:
-        """Of losses, by all processes together, so far; 0 of one process."""
+        """Bytes of losses that all processes together have exchanged so far; 0 for one process."""
         return self._processes.bytes
 
     @property
     def notes(self) -> list[str]:
-        """Which tensors stay that a user may expect to move; known after the first step."""
+        """Tensors that do not move although a user may expect it; known after the first step."""
         return [as_option(note) for note in self._zo.notes]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Refused: what moves belongs to a model, of which a copy would have none."""
+        """Raise: an optimizer cannot be copied or pickled, since it refers to its model's parameters."""
         raise ConfigError(
             "an optimizer of zofo cannot be copied or pickled", "keep its state_dict(), and build another"
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused once the optimizer is built: what moves is fixed, since a direction spans all of it."""
+        """Raise once the optimizer is built: a direction spans all parameters, so these are fixed."""
         if getattr(self, "_built", False):
             raise ConfigError("an optimizer of zofo takes no more parameters later", "build a new one")
         super().add_param_group(param_group)
 
     def step(self, closure: Closure | None = None, batch: Any = None) -> torch.Tensor:  # type: ignore[override]
-        """Ask the closure for losses at the points of a step, and move the parameters.
+        """Call the closure for losses at the points of a step, and update the parameters.
 
         Args:
-            closure: gives the losses of one batch, the same each time: a float32 tensor with one loss for each
-                example, or their mean. It calls no `backward`, and is called several times, without gradients.
-            batch: given to the closure where it is not None. `evaluator="in-forward"` needs it: tensors whose first
-                axis is the examples (or tuples, lists or dicts of such), of which the closure gives one loss each.
+            closure: returns the losses of one batch, always the same one: a float32 tensor with one loss per example,
+                or their mean. It must not call `backward`, and is called several times, without gradients.
+            batch: passed to the closure unless it is None. `evaluator="in-forward"` needs it: tensors whose first axis
+                is the examples (or tuples, lists or dicts of these), for which the closure returns one loss each.
 
         Returns:
-            The mean of the losses that were asked for, near the loss before the step.
+            The mean of all losses, close to the loss before the step.
 
         Raises:
-            EvaluatorError: the closure or the model cannot be asked at two points; says why.
-            NonFiniteError: a loss that is not a finite number. Nothing was updated.
+            EvaluatorError: the closure or the model cannot be evaluated at two points; the message says why.
+                NonFiniteError: a loss is not finite. Nothing was updated.
         """
         if closure is None and self._ahead is not None:
             loss, self._ahead = self._ahead, None
@@ -173,7 +173,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         """A closure as an objective of this optimizer, with its batch.
 
         Raises:
-            EvaluatorError: the batch is needed, and there is none.
+            EvaluatorError: the batch is needed, and is missing.
         """
         if not callable(closure):
             raise ConfigError(
@@ -189,13 +189,14 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         return ClosureObjective(closure, batch is not None, not self.repeats_batch, least, self._interrupts), batch
 
     def step_ahead(self, asks: Sequence[Ask]) -> torch.Tensor:
-        """As `step_on`, for a loop that calls `step()` once more where gradients would be applied; it does nothing."""
+        """As `step_on`, for a loop that calls `step()` afterwards, where gradients would be applied; that call does
+        nothing."""
         self._ahead = None
         self._ahead = self.step_on(asks)
         return self._ahead
 
     def step_on(self, asks: Sequence[Ask]) -> torch.Tensor:
-        """As `step`, for objectives with batches of their own, whose losses count as those of one batch."""
+        """As `step`, for objectives with their own batches, whose losses count as those of one batch."""
         with own_words(), self._writing():
             self._check(asks)
             before = self.counts.copy()
@@ -206,15 +207,15 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """While it is open, weights are written: no Ctrl-C in a sweep, no gradients, and nobody else looks."""
+        """Context in which weights are written: without gradients, and Ctrl-C does not interrupt a sweep."""
         with temporarily(self, _stepping=True), self._interrupts.held(), torch.inference_mode(False), torch.no_grad():
             yield
 
     def flush(self) -> None:
-        """Write the updates that wait, where `flush_every` of the evaluator lets them.
+        """Write pending updates, if `flush_every` of the evaluator allows any.
 
-        It is done before the model is called or its `state_dict` is taken, and by `state_dict` of the optimizer. Call
-        it before parameters are read in another way.
+        This happens automatically before the model is called, and in `state_dict` of the model and the optimizer. Call
+        it before reading parameters in another way.
         """
         if not self._stepping:
             with self._writing():
@@ -222,10 +223,10 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
 
     @abstractmethod
     def _make_step(self, asks: Sequence[Ask], rate: float) -> tuple[float, dict[str, float]]:
-        """Its loss, and what it found."""
+        """Make a step; returns its loss and its log."""
 
     def _rate(self) -> float:
-        """Raises ConfigError for groups that were given different rates, or another weight decay than before."""
+        """The learning rate; raises ConfigError if groups have different rates, or weight decay has changed."""
         rates = {float(group["lr"]) for group in self.param_groups}
         if len(rates) > 1:
             raise ConfigError(
@@ -238,7 +239,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         return rates.pop()
 
     def _check(self, asks: Sequence[Ask]) -> None:
-        """See before the first step, and when modules have changed their modes, whether the model can be asked."""
+        """Check the model before the first step, and after modules have changed their mode."""
         modes = bytes(part.training for part in self._model.modules())
         if modes == self._modes:
             return
@@ -254,7 +255,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         self._modes = modes
 
     def _check_same(self) -> None:
-        """Raises ConfigError where processes have other settings or weights: their steps would part."""
+        """Raise ConfigError if processes have different settings or weights, so that their steps would diverge."""
         if self._processes.alone:
             return
         rates = [[group["lr"], group["weight_decay"]] for group in self.param_groups]
@@ -264,7 +265,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         self._processes.check_same(own, "build the model and the optimizer in the same way in all processes")
 
     def _leave_out_unused(self, asks: Sequence[Ask]) -> None:
-        """Build the step again without the tensors that no forward uses. Raises what the closure raises."""
+        """Rebuild the step without the tensors that no forward uses. Errors of the closure pass through."""
         objective, batch = asks[0]
         unused = unused_by(self._model, lambda: objective(self._model, batch))
         if objective.failure is not None:
@@ -275,7 +276,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             self._load_state(state)
 
     def _settings(self) -> dict[str, Any]:
-        """What decides the bits of a step, beside the learning rate."""
+        """Everything that determines the bits of a step, except the learning rate."""
         options = self.config.model_dump(mode="json")
         del options["rule"]["lr"]
         shapes = {name: list(parameter.shape) for name, parameter in self._model.named_parameters()}
@@ -283,7 +284,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         return {"seed": self._seed, "stream": STREAM_VERSION, "parameters": digest, **options}
 
     def _state(self) -> StateDict:
-        """What the steps keep beside the weights."""
+        """The state beside the weights."""
         return StateDict().put("zo", self._zo.state_dict(weights=False))
 
     def _load_state(self, state: StateDict) -> None:
@@ -291,8 +292,10 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         self._zo.load_state_dict(state.part("zo"))
 
     def state_dict(self) -> dict[str, Any]:
-        """A few numbers: the groups' rates, the number of steps, and what the rule remembers. Only a rule that says it
-        is dense keeps tensors. The weights are the model's to save."""
+        """The state: the groups' rates, the number of steps, and the state of the rule. The model's weights are not
+        included.
+
+        It is a few numbers; only dense rules keep tensors."""
         self.flush()
         state = self._state()
         own = {
@@ -306,10 +309,10 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         return {**whole, "state": {_OURS: own}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another optimizer stood, to the same bits; the model's weights are loaded by their owner.
+        """Load the state, to continue with the same bits. The caller loads the model's weights.
 
         Raises:
-            CheckpointError: the state is of another optimizer, model or setting; says which.
+            CheckpointError: the state belongs to another optimizer, model or setting; the message says which.
         """
         own = state_dict.get("state", {}).get(_OURS)
         if not isinstance(own, dict) or own.get("version") != _VERSION:
@@ -329,7 +332,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
 
 
 def examples_of(asks: Sequence[Ask]) -> int | None:
-    """How many examples the batches hold, where closures are given them."""
+    """The number of examples in the batches, if closures get them."""
     if any(batch is None for _, batch in asks):
         return None
     return sum(batches.size(batch) for _, batch in asks)
@@ -344,7 +347,7 @@ def options_of_step(
     evaluator: Part,
     trainable: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """The options that both optimizers have, as they are written under `method`."""
+    """The options that both optimizers share, as under `method` in a configuration."""
     asked, moved, where = as_group(estimator), as_group(rule), {"name": "from-copy", **as_group(evaluator)}
     if "flush_every" in options_of(EVALUATORS[where["name"]]):
         where = {"flush_every": 1, **where}  # whoever looks at the weights between two steps finds theta
@@ -370,7 +373,7 @@ def _config_of(
     lr: float | None,
     decay: float,
 ) -> ZerothOrderConfig:
-    """The configuration of the step, with the defaults that suit the model."""
+    """The configuration of the step, with defaults for the model."""
     tree = {key: value for key, value in options.items() if value is not None}
     if carries_adapters(model) and options.get("trainable") is None:
         tree["rule"] = {"lr": PeftAdapters.zo_lr, **tree["rule"]}
@@ -382,7 +385,7 @@ def _config_of(
 
 
 def _flush_before_use(model: torch.nn.Module, optimizer: ZerothOrderOptimizer) -> None:
-    """Let whoever calls a model, or saves it, find the weights up to date, as long as the model lives."""
+    """Write pending updates before a model is called or saved, as long as the model lives."""
 
     def flush(*_: Any) -> None:  # a function, which a copy of the model shares
         optimizer.flush()

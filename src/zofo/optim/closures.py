@@ -1,4 +1,4 @@
-"""What a closure may give: one loss for each example, or their mean; and what is refused in time."""
+"""What a closure may return: one loss per example, or their mean; anything else is refused early."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class ClosureObjective:
     """A closure as the objective of one step.
 
     Args:
-        closure: of the user.
-        takes_batch: whether it is given the batch.
-        fixed: whether it must give as many losses each time, as it does where no batch is repeated.
-        least: losses that it must give.
-        interrupts: that may come while it runs.
+        closure: the user's closure.
+        takes_batch: whether it gets the batch.
+        fixed: whether it must always return the same number of losses, as without a repeated batch.
+        least: minimum number of losses.
+        interrupts: lets Ctrl-C through while it runs.
 
     Attributes:
-        failure: what it raised last.
+        failure: the last exception of the closure.
     """
 
     def __init__(self, closure: Closure, takes_batch: bool, fixed: bool, least: int, interrupts: Interrupts) -> None:
@@ -38,7 +38,7 @@ class ClosureObjective:
         self.failure: Exception | None = None
 
     def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        """The losses, [examples]; of a closure that gives a mean, [1]."""
+        """The losses, [examples]; [1] for a closure that returns a mean."""
         try:
             with self._interrupts.let_through():
                 given = self._closure(batch) if self._takes_batch else self._closure()
@@ -72,7 +72,8 @@ class ClosureObjective:
 
 
 def _explained(error: Exception) -> Exception:
-    """What to say of a closure that calls `backward`, or draws from data that ends; any other error as it is."""
+    """The error for a closure that calls `backward`, or reads from an iterator that is exhausted; other errors
+    unchanged."""
     if isinstance(error, StopIteration):
         return EvaluatorError(
             "the data ended while the closure drew a batch",
@@ -87,7 +88,7 @@ def _explained(error: Exception) -> Exception:
 
 
 def _as_losses(given: Any) -> torch.Tensor:
-    """Raises EvaluatorError for what is no losses."""
+    """The result of a closure as losses; raises EvaluatorError for anything else."""
     if isinstance(given, int | float) and not isinstance(given, bool):
         return torch.tensor(float(given))
     if not isinstance(given, torch.Tensor):
@@ -108,10 +109,10 @@ def _as_losses(given: Any) -> torch.Tensor:
 
 
 def check_modes(model: nn.Module) -> None:
-    """Find modules that would make two points of one step different models.
+    """Refuse modules whose mode makes two points of one step different models.
 
     Raises:
-        EvaluatorError: dropout, or a normalisation over the batch, in train mode; names it.
+        EvaluatorError: dropout or batch normalisation is in train mode; the message names it.
     """
     for name, part in model.named_modules():
         if not part.training:

@@ -1,4 +1,4 @@
-"""Ctrl-C while a step is under way: at once in a closure, and after the sweep elsewhere."""
+"""Ctrl-C during a step: immediate in a closure, and after the sweep elsewhere."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _UNSET: Any = object()
 
 
 class Interrupts:
-    """Keeps Ctrl-C from coming in the middle of a sweep over the weights, which nothing could undo.
+    """Delays Ctrl-C during a sweep over the weights, which cannot be undone.
 
-    Outside the main thread, where no handler can be set and no Ctrl-C arrives, it does nothing.
+    Does nothing outside the main thread, where handlers cannot be set and Ctrl-C does not arrive.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """While it is open, Ctrl-C is only remembered; it comes when it closes, or in `let_through`."""
+        """Context in which Ctrl-C is deferred to its end, or to `let_through`."""
         if threading.current_thread() is not threading.main_thread() or self._before is not _UNSET:
             yield
             return
@@ -43,7 +43,7 @@ class Interrupts:
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
-        """While it is open inside `held`, Ctrl-C does what it always does."""
+        """Context inside `held` in which Ctrl-C works normally."""
         before = self._before
         if before is _UNSET:
             yield

@@ -1,4 +1,4 @@
-"""MeZO as an optimizer of torch.
+"""MeZO as a torch optimizer.
 
 Malladi et al. (2023), "Fine-Tuning Language Models with Just Forward Passes".
 """
@@ -14,33 +14,34 @@ from zofo.optim.parameters import Movable
 class MeZO(ZerothOrderOptimizer):
     """pg = [L(theta + e z) - L(theta - e z)] / 2e; theta <- theta - lr (pg z + weight_decay theta).
 
-    It is built and stepped as every optimizer of torch, but takes no gradient: the closure returns losses, of any
-    module, also of one that has no gradient or is in half precision.
+    It is used as any torch optimizer, but takes no gradient: the closure returns losses, for any module, including
+    non-differentiable and half-precision ones.
 
     Args:
-        model: the module whose parameters move. A module tells what parameters alone do not: the names that directions
-            are drawn by (so that the bits are those of `zofo train`), which tensors are biases and norms, and whether
-            dropout is on. Parameters, or groups that differ in weight_decay, are taken as well.
-        lr: the learning rate, of the rule; the default suits low-rank noise on a language model (see docs/methods.md).
-        epsilon: how far from theta losses are asked for; by default 1e-3, and 3e-3 for half precision.
-        weight_decay: as in `torch.optim.SGD`; not on biases and norms.
-        momentum: of the estimates, kept as a few numbers and no buffer; 0 keeps none.
-        num_directions: whose estimates are averaged a step; each costs two forwards.
+        model: the module whose parameters move. Pass the module rather than its parameters if you can: it has the names
+            that determine the directions (so that the bits are those of `zofo train`), and shows which tensors are
+            biases and norms, and whether dropout is on. Parameters, or groups that differ in weight_decay, work as
+            well.
+        lr: the learning rate; the default is for low-rank noise on a language model (see docs/methods.md).
+        epsilon: distance of the two points from theta; by default 1e-3, and 3e-3 for half precision.
+        weight_decay: as in `torch.optim.SGD`, but not for biases and norms.
+        momentum: momentum of the estimates, stored as a few numbers instead of a buffer; 0 for none.
+        num_directions: number of directions per step, whose estimates are averaged; each costs two forwards.
         noise: the distribution of directions, a name or a dict with its options; see `zofo list noises`.
         estimator: how losses become a gradient: "two-sided", or "one-sided".
         rule: how an estimate becomes an update; see `zofo list rules`. "sgd" needs no memory.
-        evaluator: "from-copy" keeps a copy of what moves, so that theta is what it was to the bit after any error;
-            "in-place" keeps none, and is off by the rounding of float32; "in-forward" asks for all points in one
-            forward and writes nothing, and needs `step(closure, batch)`.
-        directions: who shares a direction: "shared" (the batch), or "per-example" and "per-group(n)" in the forward.
+        evaluator: "from-copy" keeps a copy of the moving parameters, so that theta is restored bit for bit, even after
+            an error; "in-place" keeps none, and leaves rounding errors of float32; "in-forward" evaluates all points in
+            one forward without writing weights, and needs `step(closure, batch)`.
+        directions: which examples share a direction: "shared" (the whole batch); or "per-example" and "per-group(n)"
+            with "in-forward".
         normalize_by_std: divide each estimate by the standard deviation of the examples' slopes.
-        trainable: glob patterns of the parameters that move, `!pattern` leaves out; by default those that require a
+        trainable: glob patterns of the parameters that move; `!pattern` excludes. By default those that require a
             gradient and that a forward uses.
-        seed: of the directions; nothing else is random.
+        seed: seed of the directions; nothing else is random.
 
     Raises:
-        ConfigError: options that do not fit together.
-        EvaluatorError: a model that cannot be asked in this way.
+        ConfigError: options do not fit together. EvaluatorError: the evaluator does not support the model.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What an optimizer is given to move: a module, or parameters as those of torch take them."""
+"""What an optimizer gets to move: a module, or parameters as for a torch optimizer."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Given:
     """A module whose parameters move, and how their groups differ.
 
     Args:
-        module: given, or made to hold the parameters.
-        groups: as they were given, each with its parameters; None for a module.
-        decaying: the names that weight decay applies to; None where the types of the modules decide.
-        lr: of all groups; None where none was given.
-        weight_decay: of those that decay; None where none was given.
+        module: the given one, or one created to hold the parameters.
+        groups: the given groups, each with its parameters; None for a module.
+        decaying: names that weight decay applies to; None if the types of the modules decide.
+        lr: learning rate of all groups; None if not given.
+        weight_decay: weight decay of those that decay; None if not given.
     """
 
     module: nn.Module
@@ -39,13 +39,13 @@ class Given:
 
 
 def given(movable: Movable) -> Given:
-    """What is to move.
+    """The module and groups to move.
 
     Args:
-        movable: a module, also one that torch has compiled or wrapped; or what an optimizer of torch takes.
+        movable: a module, possibly compiled or wrapped by torch; or the argument of a torch optimizer.
 
     Raises:
-        ConfigError: nothing, something else, or groups that differ in their learning rate.
+        ConfigError: it is empty, something else, or has groups with different learning rates.
     """
     if isinstance(movable, nn.Module):
         return Given(whole(unwrapped(movable)))
@@ -68,7 +68,7 @@ _OF_SHARDS = ("device_mesh", "ds_id")  # attributes of tensors that FSDP or Deep
 
 
 def whole(module: nn.Module) -> nn.Module:
-    """The module; raises ConfigError where its tensors are cut into pieces, as by FSDP."""
+    """The module; raises ConfigError if its tensors are sharded, as by FSDP."""
     wrapped = any("_fsdp_wrapped_module" in name for name, _ in module.named_modules())
     for name, parameter in module.named_parameters():
         if wrapped or any(hasattr(parameter, of_shards) for of_shards in _OF_SHARDS):
@@ -109,7 +109,7 @@ def _of_groups(groups: list[dict[str, Any]]) -> Given:
 
 
 def _hold(holder: nn.Module, group: dict[str, Any]) -> list[str]:
-    """Put the parameters of a group into a module, under their names or numbers; the names."""
+    """Put the parameters of a group into a module, under their names or numbers; returns the names."""
     entries = group["params"]
     entries = [entries] if isinstance(entries, torch.Tensor) else list(entries)
     names, tensors = _named(entries, group.get("param_names"), len(holder._parameters))

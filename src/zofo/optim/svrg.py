@@ -1,4 +1,4 @@
-"""MeZO-SVRG as an optimizer of torch.
+"""MeZO-SVRG as a torch optimizer.
 
 Gautam, Park, Zhou, Raman, Ha (2024), "Variance-reduced Zeroth-Order Methods for Fine-Tuning Language Models".
 """
@@ -18,34 +18,33 @@ from zofo.state_dict import StateDict
 
 
 class SVRG(ZerothOrderOptimizer):
-    """Every `anchor_interval`-th step takes its estimate g over the anchor batch; the others correct g by a minibatch.
+    """Every `anchor_interval`-th step estimates the gradient g over the anchor batch; the others correct g by a
+    minibatch.
 
     theta <- theta - lr (pg_I(theta) z - pg_I(anchor) z + g), where the anchor is theta at the last step of the first
-    kind. In a step of that kind `anchor_closure` is called instead of the closure, at two points; in any other the
-    closure is called at four.
+    kind. A step of the first kind calls `anchor_closure` instead of the closure, at two points; any other step calls
+    the closure at four.
 
     Args:
         model: the module whose parameters move; see `MeZO`.
-        anchor_closure: gives the losses of the anchor batch, one for each example or their mean, and the same each time
-            it is called at one point; with `anchor_batches`, those of the batch it is given.
-        anchor_batches: the anchor batch in pieces, each given to `anchor_closure`; `evaluator="in-forward"` needs them.
-            They should be of one size, or the closure should give one loss for each example.
+        anchor_closure: returns the losses of the anchor batch, one per example or their mean, and always the same at
+            the same point; with `anchor_batches`, those of the batch it gets.
+        anchor_batches: the anchor batch in pieces, each passed to `anchor_closure`; `evaluator="in-forward"` needs
+            them. They should be of equal size, or the closure should return one loss per example.
         lr: the learning rate of steps with the closure.
-        epsilon: how far from theta losses are asked for.
-        anchor_interval: q: every q-th step is one with the anchor batch.
-        lr_full: the learning rate of these; by default `lr`. A schedule changes both alike.
+        epsilon: distance of the points from theta.
+        anchor_interval: q; every q-th step uses the anchor batch.
+        lr_full: learning rate of steps with the anchor batch; by default `lr`. A schedule scales both.
         anchor: "displacement" (the updates since, no memory), "copy" (beside the weights), or "offload" (on the CPU).
-        weight_decay: as in `MeZO`; needs a copy as the anchor.
-        momentum: of the estimates.
-        num_directions: whose estimates are averaged.
+        weight_decay: as in `MeZO`; needs an anchor that is a copy.
+        momentum: momentum of the estimates.
+        num_directions: number of directions whose estimates are averaged.
         noise: the distribution of directions.
         estimator: how losses become a gradient.
         rule: how an estimate becomes an update.
-        evaluator: how losses at points are found; all of these as in `MeZO`.
+        evaluator: how losses at points are computed; all of these as in `MeZO`.
         trainable: glob patterns of the parameters that move.
-        seed: of the directions.
-
-    Raises:
+        seed: seed of the directions. Raises:
         ConfigError: options that do not fit together.
 
     Example:

@@ -1,4 +1,4 @@
-"""What errors call the options of an optimizer, which are keys of a configuration elsewhere."""
+"""Names of options in errors: those of an optimizer instead of the keys of a configuration."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _IN_ITS_PLACE = {
 
 
 def own_words() -> AbstractContextManager[None]:
-    """While it is open, errors name the options of an optimizer, and not the keys of a configuration."""
+    """Context in which errors name the options of an optimizer instead of configuration keys."""
     return reworded(as_option)
 
 
 def as_option(text: str) -> str:
-    """A message of a step, with an optimizer's options in place of keys."""
+    """A message of a step, with an optimizer's options instead of keys."""
     for ours, theirs in _IN_ITS_PLACE.items():
         text = text.replace(ours, theirs)
     text = re.sub(rf"\bmethod\.(rule|estimator)\.(?=({'|'.join(_OWN)})\b)", "", text)
@@ -42,12 +42,12 @@ _VALUE = r"[^\s,;:()\[\]{}'\"]*[^\s,;:()\[\]{}'\".]"
 
 
 def in_python(text: str, before: str = "") -> str:
-    """A text in which `method.evaluator=in-place` is what Python takes: `method.evaluator="in-place"`.
+    """Replace `method.evaluator=in-place` in a text by its Python form, `method.evaluator="in-place"`.
 
-    An option of a part stands with a part that has it: `method.evaluator={"name": "in-place", "allow_half": True}`.
+    An option of a part is written with a part that has it: `method.evaluator={"name": "in-place", "allow_half": True}`.
 
     Args:
-        before: what keys of a part are to begin with in place of `method.`, where that is not left.
+        before: prefix of the keys of a part instead of `method.`, if that should be replaced.
     """
 
     def written(found: re.Match[str]) -> str:

@@ -1,19 +1,15 @@
-"""The trajectory: everything that was written into the backbone. With the base model it is the trained model.
+"""The trajectory: everything that was written into the backbone. With the base model it gives the trained model.
 
 File format, little-endian: the magic `ZOFOTRJ2`; the header's length (uint32) and CRC-32 (uint32); the header as JSON;
 then records, in the order in which things happened. A record is its kind (uint8), a number (uint32), the CRC-32
-(uint32) over these two and the payload, and the payload:
+(uint32) of these two and the payload, and the payload:
 
-| kind | number | payload |
-|---|---|---|
-| 1, update | terms | a float64 for each of the bits 16 (shrink), 32 (learning rate) and 64 (decay of what theta has \
-moved) that the kind has, terms |
-| 2, move: the weights go to theta + point | terms | terms of the point |
-| 3, settle: updates that waited are written | 0 | |
-| 4, step: a step has ended | the step | |
+| kind | number | payload | |---|---|---| | 1, update | terms | a float64 for each of the bits 16 (shrink), 32 (learning
+rate) and 64 (displacement decay) of the kind, then terms | | 2, move: the weights go to theta + point | terms | terms
+of the point | | 3, settle: pending updates are written | 0 | | | 4, step: a step has ended | the step | |
 
-A term is step (uint32), index (uint32) and coefficient (float64); the seed of all keys stands in the header. A one-term
-update takes 25 bytes, and with its step 34.
+A term is step (uint32), index (uint32) and coefficient (float64); the seed of all keys is in the header. An update with
+one term takes 25 bytes, and 34 including its step.
 """
 
 from __future__ import annotations
@@ -49,14 +45,14 @@ _FEW = 10  # times that each direction may be drawn in a replay beside the one w
 
 @dataclass(frozen=True)
 class Moved:
-    """The weights went to theta + point."""
+    """The weights moved to theta + point."""
 
     point: Displacement
 
 
 @dataclass(frozen=True)
 class Flushed:
-    """Updates that waited were written."""
+    """Pending updates were written."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +66,13 @@ Record = Update | Moved | Flushed | Stepped
 
 
 class TrajectoryWriter(UpdateLog):
-    """Appends to a trajectory file; each record is on its way to disk when a call returns.
+    """Appends to a trajectory file; each record has been handed to the system when a call returns.
 
     Args:
-        path: of the new file, or of one that is continued; or a new file that is open already.
-        seed: that all keys share.
-        header: anything JSON that a reader needs to replay: noise, rule, evaluator, selection, hash of the base
-            weights.
-        keep: bytes of an existing file that are kept; what it has beyond them is cut off.
+        path: path of a new file, or of one to continue; or a new file that is already open.
+        seed: the seed of all keys.
+        header: JSON that a replay needs: noise, rule, evaluator, selection, hash of the base weights.
+        keep: bytes of an existing file to keep; the rest is cut off.
     """
 
     def __init__(self, path: Path | IO[bytes], seed: int, header: Mapping[str, Any], keep: int | None = None) -> None:
@@ -93,11 +88,11 @@ class TrajectoryWriter(UpdateLog):
 
     @property
     def size(self) -> int:
-        """Bytes of the file so far, also once it is closed."""
+        """Size of the file in bytes, also after it is closed."""
         return self._size if self._file.closed else self._file.tell()
 
     def on_update(self, update: Update) -> None:
-        """For a rule that is not linear, the displacement is the gradient that the rule was given."""
+        """Append an update. For a rule that is not linear, the displacement is the gradient that the rule was given."""
         given = (update.decay_factor or None, update.lr, update.displacement_decay)
         kind = _UPDATE | sum(flag for flag, number in zip(_FLAGS, given, strict=True) if number is not None)
         numbers = b"".join(_NUMBER.pack(number) for number in given if number is not None)
@@ -114,7 +109,7 @@ class TrajectoryWriter(UpdateLog):
         self._append(_STEP, number)
 
     def append(self, record: Record) -> None:
-        """Write a record that was read from a trajectory of the same seed."""
+        """Append a record from a trajectory with the same seed."""
         if isinstance(record, Moved):
             self.on_move(record.point)
         elif isinstance(record, Flushed):
@@ -135,7 +130,7 @@ class TrajectoryWriter(UpdateLog):
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file; a closed trajectory takes no more records."""
+        """Close the file; it then accepts no more records."""
         self._size = self.size
         self._file.close()
 
@@ -145,9 +140,9 @@ class Trajectory:
     """A trajectory file, read.
 
     Args:
-        header: as it was given to the writer, with the seed.
-        records: what happened, in order.
-        whole: False when the file ends inside a record; `records` then holds all before it.
+        header: the header passed to the writer, with the seed.
+        records: the records in order.
+        whole: False if the file ends inside a record; `records` then has all before it.
     """
 
     header: Mapping[str, Any]
@@ -156,7 +151,7 @@ class Trajectory:
 
     @property
     def updates(self) -> tuple[Update, ...]:
-        """The updates alone."""
+        """The updates only."""
         return tuple(record for record in self.records if isinstance(record, Update))
 
     @property
@@ -173,18 +168,19 @@ class Trajectory:
 
     @property
     def steps(self) -> int:
-        """How many steps it holds."""
+        """The number of steps."""
         return 1 + max((record.number for record in self.records if isinstance(record, Stepped)), default=-1)
 
     @property
     def of_adapter(self) -> bool:
-        """Whether what it moves are the tensors of an adapter, and not the backbone."""
+        """Whether it moves the tensors of an adapter instead of the backbone."""
         return "adapter" in self.header
 
     @property
     def cheap(self) -> bool:
-        """Whether an exact replay costs little: in the forward nothing was written for a probe, and no direction is
-        drawn again and again for what theta has moved to decay."""
+        """Whether an exact replay costs little.
+
+        That is, probes wrote nothing (`in-forward`), and no displacement decay draws all directions again and again."""
         terms = again = 0
         for record in self.records:
             if isinstance(record, Update):
@@ -197,7 +193,7 @@ class Trajectory:
         return isinstance(name, str) and name in EVALUATORS and not EVALUATORS[name].writes_points
 
     def first(self, steps: int) -> tuple[Record, ...]:
-        """The records of the first so many steps; raises RunError where there are fewer."""
+        """The records of the first `steps` steps; raises RunError if there are fewer."""
         if steps > self.steps:
             raise RunError(f"the trajectory has {self.steps} steps, not {steps}", f"ask for {self.steps} or fewer")
         last = 0
@@ -220,11 +216,11 @@ class Trajectory:
         """Read a trajectory file, up to the last whole record.
 
         Args:
-            path: of the file.
-            size: how many bytes of it; all by default.
+            path: path of the file.
+            size: how many bytes to read; all by default.
 
         Raises:
-            RunError: not a trajectory, a header or record whose checksum is wrong, or a number that is not finite.
+            RunError: not a trajectory, a wrong checksum of the header or a record, or a non-finite number.
         """
         try:
             check_not_special(path)
@@ -235,7 +231,7 @@ class Trajectory:
 
     @classmethod
     def parse(cls, data: bytes, path: Path | str) -> Trajectory:
-        """The same for the content of a file, which is from `path`."""
+        """Parse the content of a file that comes from `path`."""
         start = len(MAGIC) + _LENGTH.size
         if data.startswith(_ANY_MAGIC) and not data.startswith(MAGIC):
             raise RunError(
@@ -266,7 +262,7 @@ def _checksum(kind: int, number: int, payload: bytes) -> int:
 
 
 def _read_records(path: Path | str, data: bytes, at: int, seed: int) -> tuple[list[Record], bool]:
-    """The records from a byte on, and whether the last one is whole."""
+    """The records from an offset on, and whether the last one is complete."""
     records: list[Record] = []
     steps = 0  # the first that can end: a sum of updates ends with the last step alone
     while at < len(data):

@@ -1,4 +1,4 @@
-"""From the base model and a trajectory to the trained weights."""
+"""Restore trained weights from the base model and a trajectory."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from zofo.trajectory.format import Flushed, Moved, Record, Trajectory
 def replay(model: Any, trajectory: Trajectory, steps: int | None = None, summed: bool = False) -> Backbone:
     """Apply a trajectory to its base model.
 
-    Record by record, everything that training wrote is written again, in the same order and by the same operations, so
-    that the weights have the same bits on the same device; updates that training wrote together are one product a
-    tensor. Folded, the updates are added up and written at once, where they are displacements, and the weights agree
-    up to rounding.
+    Everything that training wrote is written again record by record, in the same order and with the same operations, so
+    the weights have the same bits on the same device. With `summed`, updates that are displacements are added up and
+    written at once, and the weights agree up to rounding.
 
     Args:
         model: the base model.
-        trajectory: from the run.
-        steps: how many steps; all by default.
-        summed: whether to add them up; updates that are no displacements are written record by record all the same.
+        trajectory: the trajectory of the run.
+        steps: number of steps; all by default.
+        summed: whether to add updates up; those that are not displacements are always written record by record.
 
     Returns:
-        The tensors that the trajectory moves, as they are now.
+        The tensors that the trajectory moves, with their new values.
 
     Raises:
-        RunError: a trajectory of another noise stream, without what a replay needs, or with fewer steps.
+        RunError: the trajectory has another noise stream, lacks what a replay needs, or has fewer steps.
     """
     header, parts = trajectory.header, parts_of(trajectory.header)
     backbone = backbone_of(model, header)
@@ -51,11 +50,11 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, summed:
 
 
 def backbone_of(model: Any, header: Mapping[str, Any]) -> Backbone:
-    """The tensors that the header of a trajectory names, with its noise and mask.
+    """The backbone that the header of a trajectory describes, with its noise and mask.
 
     Raises:
         RunError: as `parts_of`.
-        ConfigError: the model does not have them.
+        ConfigError: the model does not have its tensors.
     """
     parts = parts_of(header)
     with _naming("trainable"):
@@ -69,7 +68,7 @@ def backbone_of(model: Any, header: Mapping[str, Any]) -> Backbone:
 
 
 def evaluator_of(model: Any, header: Mapping[str, Any]) -> Evaluator:
-    """What asks a model as the run of a trajectory did; raises as `backbone_of`."""
+    """The evaluator of a trajectory's run; raises as `backbone_of`."""
     evaluator: Evaluator = parts_of(header)["evaluator"].build(model, backbone_of(model, header))
     return evaluator
 
@@ -83,13 +82,13 @@ _PARTS: dict[str, type[PartConfig]] = {
 
 
 def parts_of(header: Mapping[str, Any]) -> dict[str, PartConfig]:
-    """The parts that the header of a trajectory names, by kind; there need not be a mask.
+    """The parts in the header of a trajectory, by kind; a mask is optional.
 
-    What cannot be replayed is refused, as far as that can be told without the model.
+    A trajectory that cannot be replayed is refused, as far as that can be seen without the model.
 
     Raises:
-        RunError: another noise stream, or a part that is missing or wrong; names it.
-        ConfigError: an unknown part, or an option that it does not have.
+        RunError: another noise stream, or a part is missing or invalid; the message names it.
+        ConfigError: an unknown part, or an unknown option.
     """
     if header.get("stream") != STREAM_VERSION:
         raise RunError("the trajectory was written with another noise stream, which this version cannot draw")
@@ -112,14 +111,13 @@ def parts_of(header: Mapping[str, Any]) -> dict[str, PartConfig]:
 
 
 def uses_builtin_parts_only(header: Mapping[str, Any]) -> bool:
-    """Whether a replay is made of zofo's own parts alone, of which the version says what they do."""
+    """Whether a replay uses only zofo's own parts, whose behaviour is fixed by the version."""
     parts = parts_of(header).values()
     return all(part.registry[part.name].__module__.partition(".")[0] == "zofo" for part in parts)
 
 
 def sum_of_updates(trajectory: Trajectory, steps: int | None = None) -> Displacement:
-    """All updates of a trajectory, or of its first steps, as one displacement; raises RunError where they are none, and
-    says why."""
+    """All updates of a trajectory, or of its first steps, as one displacement; raises RunError if there is none."""
     records = trajectory.records if steps is None else trajectory.first(steps)
     rule: Rule = parts_of(trajectory.header)["rule"].build()
     shrinks = any(isinstance(record, Update) and record.decay_factor for record in records)
@@ -130,7 +128,7 @@ def sum_of_updates(trajectory: Trajectory, steps: int | None = None) -> Displace
 
 
 def replay_records(records: tuple[Record, ...], rule: Rule, theta: Theta) -> None:
-    """Write again what the records tell of; updates may be pending when it returns."""
+    """Apply records again; updates may be pending on return."""
     state = rule.init()
     with theta.backbone.deferred_writes():  # nobody looks at the weights until all is written
         for record in records:
@@ -146,7 +144,7 @@ def replay_records(records: tuple[Record, ...], rule: Rule, theta: Theta) -> Non
 
 
 def _total(records: tuple[Record, ...]) -> Displacement:
-    """The last term is whole; each before it is left what later updates have not taken off what theta had moved."""
+    """The sum of all terms, each multiplied by what later displacement decays leave of it."""
     updates, kept, terms = [record for record in records if isinstance(record, Update)], 1.0, []
     for update in reversed(updates):
         terms.append(kept * update.displacement)
@@ -156,7 +154,7 @@ def _total(records: tuple[Record, ...]) -> Displacement:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """What is wrong with a part of the header is said of the trajectory."""
+    """Context that attributes errors in a part of the header to the trajectory."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
