@@ -1,4 +1,4 @@
-"""Training: configuration, loop, callbacks, trajectory and run folder."""
+"""Training: configuration, loop, callbacks and run folder."""
 
 from zofo.training.config import RunConfig, read_config
 from zofo.training.data_module import PreparedRun, prepare_run, scorer_of, training_context

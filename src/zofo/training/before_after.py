@@ -1,4 +1,4 @@
-"""What a run by a reward gained and what it lost: measured before its first step and after its last one."""
+"""What a run with a reward gained and lost: measured before its first step and after its last one."""
 
 from __future__ import annotations
 
@@ -70,16 +70,16 @@ _WIDTH = 80  # columns of a terminal
 
 
 class BeforeAfter(Measuring):
-    """Lines `before_after` in `metrics.jsonl`, before the first step and after the last, and the answers side by side.
+    """Lines `before_after` in `metrics.jsonl`, before the first step and after the last, with answers side by side.
 
-    - `reward`: mean over the first rows of validation, of the model's answers there.
-    - `answer_words`: mean length of these answers, of generated texts.
-    - `everyday_accuracy`, `everyday_loss`: on sentences that have nothing to do with the task, of causal language
-      models; the loss is the cross-entropy of the right one of two words.
-    - `backbone_distance`: |theta - theta_0| / |theta_0|, see `BackboneDistance`; null where theta is an adapter's, or
-      is moved by more than displacements.
+    - `reward`: mean reward of the model's answers to the first rows of validation.
+    - `answer_words`: mean length of these answers, for generated texts.
+    - `everyday_accuracy`, `everyday_loss`: on sentences unrelated to the task, for causal language models; the loss is
+      the cross-entropy of the right one of two words.
+    - `backbone_distance`: |theta - theta_0| / |theta_0|, see `BackboneDistance`; null if theta is an adapter, or moves
+      by more than displacements.
 
-    What this asks is in none of the run's counts, and neither are its seconds.
+    Its queries and seconds do not count towards those of the run.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class BeforeAfter(Measuring):
         self._everyday = _everyday(prepared)
 
     def begin(self, metrics: MetricsLogger, lines: Sequence[Mapping[str, Any]]) -> BeforeAfter:
-        """Go on with what the log and the file of answers hold of it."""
+        """Continue with what the log and the file of answers contain."""
         self._metrics = metrics
         self._lines = [line for line in lines if line["event"] == "before_after"]
         if self._moved is not None and self._folder.trajectory.is_file():
@@ -184,7 +184,7 @@ class BeforeAfter(Measuring):
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The rows of such a file; none where there is no file."""
+    """The rows of such a file; empty if there is no file."""
     if not path.is_file():
         return []
     found: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -192,7 +192,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def _everyday(prepared: PreparedRun) -> list[Any]:
-    """The everyday sentences in tokens; none for other models than causal language models."""
+    """The encoded everyday sentences; empty for models other than causal language models."""
     if prepared.loaded.head != "causal-lm":
         return []
     examples = [

@@ -1,4 +1,4 @@
-"""Everything of a run that is not the loop, each with its own state."""
+"""The parts of a run outside its loop, each with its own state."""
 
 from __future__ import annotations
 
@@ -30,45 +30,45 @@ from zofo.trajectory.format import TrajectoryWriter
 
 
 class Callback:
-    """Told what happens in the loop, in the order in which the callbacks are given.
+    """Base class of callbacks, which the loop calls in the given order.
 
     Attributes:
-        seconds: that it has taken for work that is not training.
+        seconds: time spent on work that is not training.
     """
 
     seconds: float = 0.0
 
     def before_run(self) -> None:
-        """The loop begins."""
+        """The loop is about to begin."""
 
     def after_step(self, number: int, log: StepLog) -> None:
         """A step was made; `number` counts from 0."""
 
     def after_skip(self, number: int, error: NonFiniteError) -> None:
-        """A step was skipped, since a loss was not finite; nothing was updated."""
+        """A step was skipped, since a loss was not finite. Nothing was updated."""
 
     def before_evaluation(self, steps: int) -> None:
-        """`steps` steps are made, and the model will be evaluated."""
+        """`steps` steps have been made, and the model is about to be evaluated."""
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
-        """The model was evaluated after `steps` steps; a score for each of its variants."""
+        """The model was evaluated after `steps` steps; one score per variant."""
 
     def between_steps(self, steps: int) -> None:
-        """`steps` steps are made and there are more; every callback has been told of the last one."""
+        """`steps` steps have been made, and there are more; every callback has seen the last one."""
 
     def after_run(self, error: BaseException | None) -> None:
-        """The loop ended, by itself or by `error`."""
+        """The loop ended, normally or with `error`."""
 
     def conclusions(self) -> list[str]:
-        """What a user should know after the last step, a sentence each."""
+        """Messages to the user after the last step, one sentence each."""
         return []
 
 
 class RewardMeans(Callback):
-    """What each reward gave in a step, in every process of a run: each has judged the answers of its own examples.
+    """The mean of each reward in a step, computed in every process, since each process has its own examples.
 
     Attributes:
-        last: the mean of each over all answers of the last step.
+        last: mean of each reward over all answers of the last step.
     """
 
     def __init__(self, rewards: Rewards | None, processes: Processes) -> None:
@@ -89,14 +89,13 @@ class RewardMeans(Callback):
 
 
 class MetricsLogger(Callback):
-    """`metrics.jsonl`: a line a step with its loss, coefficients and running counts, and a line an evaluation.
+    """`metrics.jsonl`: one line per step with its loss, coefficients and running counts, and one per evaluation.
 
-    Where steps minimise minus a reward or score, the line has that under its name, `named`, in place of the loss.
+    If steps minimise minus a reward or score, the line has that value under its name, `named`, instead of the loss.
 
-    A file that goes on keeps its first `keep` bytes, what it has beyond them is cut off, and `seconds` are counted on.
-    Where a schedule changes the learning rates, each step's factor is written; where there are rewards, the mean of
-    each of them over all answers of the step; of several processes, how many bytes of losses and gradients they
-    exchanged for the step, all together.
+    A resumed file keeps its first `keep` bytes, and `seconds` continue from the given value. Lines also have the factor
+    of the learning rates, if there is a schedule; the mean of each reward over all answers of the step; and, with
+    several processes, the bytes of losses and gradients that they exchanged in the step.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class MetricsLogger(Callback):
 
     @property
     def size(self) -> int:
-        """Bytes of the file so far."""
+        """Size of the file in bytes so far."""
         return self._size
 
     @property
@@ -156,7 +155,7 @@ class MetricsLogger(Callback):
             self._write({"event": "evaluation", "steps": steps, "variant": variant, **score.as_dict()})
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
-        """A line of an event of its own."""
+        """Write a line for another kind of event."""
         self._write({"event": event, **values})
 
     def after_run(self, error: BaseException | None) -> None:
@@ -176,14 +175,14 @@ class MetricsLogger(Callback):
 
 
 class Measuring(Callback):
-    """Measures the model before the first step and later; its work and seconds are apart from training's."""
+    """Base class of measurements before the first step and later; its work and time are kept apart from training's."""
 
     def begin(self, metrics: MetricsLogger, lines: Sequence[Mapping[str, Any]]) -> Measuring:
-        """Go on with what the log holds of it, which `before_run` begins where there is nothing yet."""
+        """Continue with what the log contains; `before_run` starts from scratch if there is nothing."""
         raise NotImplementedError
 
     def summary(self) -> dict[str, Any]:
-        """What a run's summary holds of it, by name."""
+        """Its entries of a run's summary."""
         raise NotImplementedError
 
 
@@ -207,10 +206,10 @@ class TrajectoryLogger(Callback):
 
 
 class BestCheckpoint(Callback):
-    """Keeps the adapters or weights of the best evaluation so far in a folder, and remembers which one it was.
+    """Saves the adapters or weights of the best evaluation so far to a folder, and remembers which one it was.
 
-    With `testing` the test split is scored there, too: chosen on validation, and never by it. Without a folder nothing
-    is kept but which one it was.
+    With `testing`, the test split is scored there, too; the choice is made on validation only. Without a folder it only
+    remembers which evaluation it was.
     """
 
     def __init__(
@@ -228,25 +227,25 @@ class BestCheckpoint(Callback):
 
     @property
     def test_scores(self) -> dict[str, Any]:
-        """What the test split gave there, by variant; empty where it is not scored."""
+        """The scores on the test split there, by variant; empty if it is not scored."""
         return {variant: score.as_dict() for variant, score in self._tested.items()}
 
     def state_dict(self, folder: Path) -> dict[str, Any]:
-        """Which one it is, as JSON; what was kept of it goes into a folder."""
+        """Which evaluation it is, as JSON; its files are copied to a folder."""
         if self._folder is not None and self._folder.is_dir():
             shutil.copytree(self._folder, folder / self._folder.name)
         tested = {} if self._testing is None else {"test": self._testing.state_dict()}
         return {"score": self.score, "step": self.step, **tested}
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, but for the files; ValueError for values of another kind."""
+        """Load what `state_dict` returned, except the files; ValueError for values of another kind."""
         self.score, self.step = values["score"], values["step"]
         if self._testing is not None:
             self._testing.load_state_dict(values["test"])
             self._tested = self._testing.last
 
     def load_files(self, folder: Path) -> None:
-        """Take back the files that `state_dict` put into a folder."""
+        """Load the files that `state_dict` copied to a folder."""
         if self._folder is None:
             return
         part = temp_path(self._folder)
@@ -268,10 +267,10 @@ class BestCheckpoint(Callback):
 
 
 class ProgressBar(Callback):
-    """One line: step, loss, score, queries a second, time left, memory. Plain lines when there is no terminal.
+    """One line: step, loss, score, queries per second, time left, memory. Plain lines if there is no terminal.
 
-    A run that goes on has made its `first` steps before. Below it `evaluations` are shown. Where steps minimise minus
-    a score, it is shown under its name, `named`, as in the log: loss is what evaluations call that of the answers.
+    A resumed run has already made its `first` steps. `evaluations` are shown below. If steps minimise minus a score,
+    that is shown under its name, `named`, as in the log, since `loss` is the loss of the answers in evaluations.
     """
 
     def __init__(
@@ -334,7 +333,7 @@ class _EvaluationState:
 class EvaluationCallback(Callback):
     """Scores every variant of the method on validation; its counts and seconds are kept apart from training's.
 
-    `score` scores the method's model as it stands, and counts into the counts that it is given.
+    `score` evaluates the method's current model, and adds its work to the counts that it gets.
     """
 
     def __init__(self, method: Method, score: Callable[[Counts], Evaluation]) -> None:
@@ -362,7 +361,7 @@ class EvaluationCallback(Callback):
         return asdict(_EvaluationState(self.counts, self.seconds, self.last, self.steps_made, self.steps_evaluated))
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave; ValueError for values of another kind."""
+        """Load what `state_dict` returned; ValueError for values of another kind."""
         state = validator_of(_EvaluationState).validate_json(json.dumps(values), strict=True)
         self.counts.include(state.counts)
         self.seconds, self.last = state.seconds, state.last

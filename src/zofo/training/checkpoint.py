@@ -1,4 +1,4 @@
-"""The checkpoints of a run: folders that are whole, or are not there; and when one is written."""
+"""The checkpoints of a run: folders that are either complete or absent; and when to write one."""
 
 from __future__ import annotations
 
@@ -29,26 +29,25 @@ _GOES_ON = "type the same command again: the run goes on from the checkpoint bef
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The folder of a whole checkpoint, every file of which has the hash that its manifest gives, and its number of
-    steps."""
+    """A complete checkpoint and its number of steps: every file has the hash in its manifest."""
 
     path: Path
     step: int
 
     def json(self, name: str) -> dict[str, Any]:
-        """One of its JSON files. Raises CheckpointError where it holds something else."""
+        """Read one of its JSON files. Raises CheckpointError if it contains something else."""
         return read_json_object(self.path / name, CheckpointError, finite=True)
 
 
 class Checkpoints:
     """Saves and finds the checkpoints of a run.
 
-    One is written into a temporary folder, every file of it synced; a manifest holds their SHA-256; the folder is
-    renamed, and a marker with the manifest's SHA-256 is written last. A process may be killed at any point of this:
-    what `latest` finds is the new one or the one before, whole.
+    A checkpoint is written to a temporary folder, and every file is synced. A manifest contains their SHA-256. Then the
+    folder is renamed, and a marker with the manifest's SHA-256 is written last. If the process is killed at any point,
+    `latest` finds either the new checkpoint or the previous one, complete.
 
     Args:
-        folder: where they are; made when the first one is saved.
+        folder: folder of the checkpoints; created when the first one is saved.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -57,10 +56,10 @@ class Checkpoints:
         self._damaged: list[Path] = []
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Write a checkpoint, then remove those that are too many.
+        """Write a checkpoint, then delete the oldest ones beyond the limit.
 
         Raises:
-            CheckpointError: the disk is full or cannot be written; the checkpoints before are as they were.
+            CheckpointError: the disk is full or cannot be written. Earlier checkpoints are unchanged.
         """
         final, part = self._folder / f"{_PREFIX}{step:08d}", self._folder / f"{_SAVING}{step:08d}"
         try:
@@ -83,7 +82,7 @@ class Checkpoints:
         return final
 
     def _prune(self, newest: int) -> None:
-        """Remove what is beyond the newest ones, and what lies after them: of steps that will be made anew."""
+        """Delete those beyond the limit, and those of later steps, which will be made again."""
         folders = self._folders()
         kept = [path for path in folders if _step(path) <= newest and path not in self._damaged][: self._keep]
         for path in folders:
@@ -91,13 +90,13 @@ class Checkpoints:
                 _remove(path)
 
     def latest(self, warn: Callable[[str], None] = lambda _text: None) -> Checkpoint | None:
-        """The newest whole checkpoint; None where there is none.
+        """The newest complete checkpoint; None if there is none.
 
         Args:
-            warn: told of each newer one that is damaged, with the file.
+            warn: called for each newer one that is damaged, with the file.
 
         Raises:
-            CheckpointError: there are some, and all of them are damaged.
+            CheckpointError: all checkpoints are damaged.
         """
         found: list[str] = []
         self._damaged = []
@@ -117,30 +116,31 @@ class Checkpoints:
         return None
 
     def at(self, step: int) -> Checkpoint:
-        """That after so many steps, as another process has found it. Raises CheckpointError where it is not whole."""
+        """The checkpoint after this number of steps, which another process has found. Raises CheckpointError if it is
+        damaged."""
         path = self._folder / f"{_PREFIX}{step:08d}"
         if (damage := damage_of(path)) is not None:
             raise CheckpointError(damage, "let all processes see the same disk, and type the same command again")
         return Checkpoint(path, step)
 
     def sweep(self) -> None:
-        """Remove what a killed process left: checkpoints half-written, not yet marked complete, or half-removed."""
+        """Delete what a killed process left: checkpoints that are partly written, unmarked, or partly deleted."""
         unmarked = [path for path in self._folders() if not os.path.lexists(path / _MARKER)]
         for path in [*self._folder.glob(f"{_SAVING}*"), *unmarked]:
             _remove(path)
 
     def clear(self) -> None:
-        """Remove all of them: the run has ended, and its folder holds what came of it."""
+        """Delete all checkpoints: the run has ended, and its folder has the results."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
-        """Of all checkpoints, whole or not, the newest first."""
+        """All checkpoints, complete or not, newest first."""
         found = [path for path in self._folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
         return sorted(found, key=_step, reverse=True)
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with the folder of a checkpoint, and with which file; None where it is whole."""
+    """What is wrong with a checkpoint, and in which file; None if it is complete."""
     marker, manifest = path / _MARKER, path / _MANIFEST
     try:
         for each in (path, *sorted(path.rglob("*"))):
@@ -165,7 +165,7 @@ def damage_of(path: Path) -> str | None:
 
 
 def _differing(path: Path, digests: dict[str, str]) -> str | None:
-    """The first file that is missing, not in the manifest, or not as it says; only what lies in the folder is read."""
+    """The first file that is missing, not in the manifest, or different; only files inside the folder are read."""
     there = {file.relative_to(path).as_posix(): file for file in _files(path)} | {_MARKER: None, _MANIFEST: None}
     for name in digests.keys() - there.keys():
         return f"{str(path / name)!r} is missing"
@@ -184,7 +184,7 @@ def _write_manifest(folder: Path, step: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, its marker first: a process that is killed meanwhile leaves what `sweep` knows."""
+    """Delete a checkpoint, marker first, so that `sweep` recognises the rest if the process is killed."""
     if path.is_symlink() or not path.is_dir():  # a pipe would be waited for
         path.unlink(missing_ok=True)
         return
@@ -205,17 +205,17 @@ _AT_LEAST, _SHARE = 60.0, 50.0  # seconds between two checkpoints, and how many 
 
 
 class CheckpointCallback(Callback):
-    """Writes checkpoints, by steps or by time, and one before the run stops because it was asked to.
+    """Writes checkpoints, by steps or by time, and one when the run is asked to stop.
 
-    By time: a minute after the last one, and 50 times as long as that one took, so that they take
+    By time: at least a minute after the last one, and at least 50 times as long as that one took, so that they take
     less than 2 % of a run.
 
     Args:
-        checkpoints: where to; None for a method that only reads, which begins again.
-        training: says how many steps there are from one to the next, and whether the run goes on without one that
-            could not be written. One that is written because the run was asked to stop is never skipped.
-        first: how many steps have been made already.
-        processes: of the run, which all stop after the same step.
+        checkpoints: destination; None for a method that only reads, and starts again instead.
+        training: `save_steps`, and whether to continue after one that could not be written. A checkpoint before a
+            requested stop is never skipped.
+        first: number of steps already made.
+        processes: processes of the run, which all stop after the same step.
     """
 
     def __init__(
@@ -235,11 +235,11 @@ class CheckpointCallback(Callback):
         self._waits_for(first)
 
     def _waits_for(self, steps: int) -> None:
-        """A signal waits for the step after `steps` from now on."""
+        """A signal is pending for the step after `steps`."""
         self._signals.doing = f"step {steps + 1}, saving" if self._checkpoints is not None else "what is left"
 
     def before_evaluation(self, steps: int) -> None:
-        """An evaluation may take longer than one who asks a process to stop waits."""
+        """Stop before an evaluation if asked to: it may take longer than a scheduler waits after SIGTERM."""
         self.stop_if_asked(steps)
         saving = ", saving" if self._checkpoints is not None else ""
         self._signals.doing = f"the evaluation after step {steps}{saving}"
@@ -262,7 +262,7 @@ class CheckpointCallback(Callback):
                 self.stop_if_asked(steps)
 
     def stop_if_asked(self, steps: int) -> None:
-        """Save and raise Interrupted, if the process was asked to stop; `steps` have been made."""
+        """Save and raise Interrupted if the process was asked to stop; `steps` have been made."""
         if not self._processes.alone:  # what they all know, also where the signal came to another one
             if not self._processes.asked:
                 return

@@ -1,4 +1,4 @@
-"""The whole configuration of a run, and its written forms: YAML and `key=value`."""
+"""The complete configuration of a run, and its written forms: YAML and `key=value`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _METHOD = "first-order"  # where none is named: what learned most wherever a gra
 
 
 def method_config(value: Any, info: ValidationInfo, *, default: str = _METHOD) -> Any:
-    """A method as it is written, as its own configuration; what is no group of keys is left to be refused.
+    """Parse a method's options with its own configuration class; anything that is not a mapping is refused later.
 
     Args:
-        info: of the run, whose model stands before its method, and decides some defaults.
-        default: the method that is meant when only options are given.
+        info: validation info of the run; the model is parsed before the method, and determines some defaults.
+        default: the method if only options are given.
 
     Raises:
-        ConfigError: no such method, or an option that it does not have.
+        ConfigError: there is no such method, or it does not have an option.
     """
     value = {"name": None} if value is None else as_group(value)
     if not isinstance(value, dict):
@@ -45,10 +45,10 @@ def method_config(value: Any, info: ValidationInfo, *, default: str = _METHOD) -
 
 
 def _plain_lr(kind: type[MethodConfig], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's options as they are written, with `lr` under the keys that it stands for.
+    """A method's raw options, with `lr` replaced by the keys that it stands for.
 
     Raises:
-        ConfigError: one of these is given, too.
+        ConfigError: one of these keys is given, too.
     """
     made = dict(given)
     if kind.lr_means and "lr" in made and "lr" not in kind.model_fields:
@@ -61,7 +61,7 @@ def _plain_lr(kind: type[MethodConfig], given: Mapping[str, Any]) -> dict[str, A
 
 
 def _check_has_keys(kind: type[MethodConfig], options: Mapping[str, Any], default: str) -> None:
-    """Raises ConfigError for options that other methods have and this one lacks; says which methods have them."""
+    """Raise ConfigError for options that other methods have and this one lacks; the message names those methods."""
     lacks = [key for key in map(str, options) if _known_as(key, kind) is None]
     if not lacks:
         return
@@ -80,19 +80,19 @@ def _check_has_keys(kind: type[MethodConfig], options: Mapping[str, Any], defaul
 
 
 def _known_as(key: str, kind: type[MethodConfig]) -> str | None:
-    """What a method calls a key today, or with its words in another order; None for one that it lacks."""
+    """A method's current name for a key, or the same words in another order; None if there is none."""
     return reordered(name_now(f"method.{key}") or key, kind.known_keys())
 
 
 def _method_class(method: Any) -> type[MethodConfig] | None:
-    """The class of a method's configuration, as it is written; None where that names none."""
+    """The configuration class for raw method options; None if they name none."""
     method = as_group(method)
     name = method.get("name", _METHOD) if isinstance(method, dict) else None
     return METHODS[name].Config if isinstance(name, str) and name in METHODS else None
 
 
 class RunConfig(Config):
-    """Everything that a run depends on. A bare name may stand for a group that has one: `model: smollm2-135m`."""
+    """Everything that a run depends on. A bare name can replace a group that has one: `model: smollm2-135m`."""
 
     model: Annotated[ModelConfig, BeforeValidator(as_group)] = ModelConfig()
     """Which model."""
@@ -169,7 +169,7 @@ class RunConfig(Config):
         return self
 
     def with_absolute_paths(self) -> RunConfig:
-        """The same, with every local path absolute, so that a run can be used from any folder."""
+        """A copy with every local path absolute, so that a run can be used from any folder."""
         task, model = self.task, self.model
         if task.data_dir is not None:
             task = task.model_copy(update={"data_dir": task.data_dir.absolute()})
@@ -192,18 +192,19 @@ class RunConfig(Config):
 def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), **groups: Any) -> RunConfig:
     """Build a configuration from a YAML file or a recipe, then `groups`, then `key=value` overrides; the last one wins.
 
-    Where overrides take back the several tasks of the file, its `task.max_rows` goes with them: it is of each of those.
+    If overrides replace the several tasks of a file, its `task.max_rows` is dropped as well, since it applies to each
+    of them.
 
     Args:
         file: a YAML file with any part of the tree, or with a recipe; or the name of a packaged recipe. The config.yaml
-            of a run means that run: the folder that holds it, wherever it lies now.
-        overrides: `path.to.key=value`, the value read as YAML; a name in place of a group sets its name. Of a recipe,
-            `preset=NAME` takes another than its first.
+            of a run refers to that run, in its current folder.
+        overrides: `path.to.key=value`, with a YAML value; a name instead of a group sets its name. For a recipe,
+            `preset=NAME` selects another preset than the first.
         groups: top-level groups, as plain data.
 
     Raises:
-        ConfigError: names the file or the override, the key, and the nearest right one; or what a recipe needs.
-        UnknownNameError: no recipe of that name, or no such preset.
+        ConfigError: a file or an override is invalid; the message names the key and suggests the nearest valid one; or
+            a recipe needs something. UnknownNameError: there is no such recipe or preset.
     """
     content, changes, recipe = given_layers(file, overrides, groups)
     tree = changed(content, changes)
@@ -217,15 +218,15 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
 def given_layers(
     file: Path | str | None, overrides: Sequence[str], groups: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[Change], Recipe | None]:
-    """What `read_config` is given, before anything is completed: the tree of the file, and the keys set over it.
+    """The input of `read_config` before defaults are filled in: the tree of the file, and the keys set on top.
 
-    In each of the two a plain `method.lr` stands under the keys that it means for the method that is configured.
+    In both, a plain `method.lr` is replaced by the keys that it stands for with the configured method.
 
     Returns:
-        The tree, the changes in their order, and the recipe that the file is, if any.
+        The tree, the changes in order, and the recipe, if the file is one.
 
     Raises:
-        ConfigError: as `read_config`; or `method.lr` and a key that it stands for are set side by side.
+        ConfigError: as `read_config`; or both `method.lr` and a key that it stands for are set.
     """
     given = [parse_override(override) for override in overrides]
     if file is not None and (run := _run_of(Path(file))) is not None:  # wherever it has been moved to
@@ -244,7 +245,7 @@ def given_layers(
 
 
 def _with_plain_lr(changes: Sequence[Change], kind: type[MethodConfig]) -> list[Change]:
-    """The same changes, with `method.lr` under the keys that it stands for."""
+    """The changes, with `method.lr` replaced by the keys that it stands for."""
     made: list[Change] = []
     for path, value in changes:
         if list(path) == ["method", "lr"] and kind.lr_means:
@@ -260,13 +261,13 @@ def _with_plain_lr(changes: Sequence[Change], kind: type[MethodConfig]) -> list[
 
 
 def _run_of(file: Path) -> Path | None:
-    """The folder of the run whose configuration a file is; None for any other file."""
+    """The run folder of a configuration file; None for any other file."""
     own = file.name == "config.yaml" and any(os.path.lexists(file.parent / name) for name in OF_RUNS)
     return (file.parent if file.parent.name else file.parent.absolute()) if own else None
 
 
 def changed(tree: Mapping[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
-    """A copy of a tree with some keys set, one after the other."""
+    """A copy of a tree with some keys set in order."""
     made = dict(tree)
     for path, value in changes:
         set_by_path(made, path, value)
@@ -274,7 +275,7 @@ def changed(tree: Mapping[str, Any], changes: Sequence[Change]) -> dict[str, Any
 
 
 def _of_several(tree: Mapping[str, Any]) -> bool:
-    """Whether a tree is of a run on several tasks."""
+    """Whether a tree has several tasks."""
     task = tree.get("task")
     return isinstance(task, Mapping) and bool(task.get("tasks") or task.get("metaicl_setting"))
 
@@ -289,7 +290,7 @@ _PRESET = ["preset"]  # of a recipe, as an override names it
 
 
 def _content(file: Path | str | None, preset: str | None) -> tuple[dict[str, Any], Recipe | None]:
-    """The tree that a configuration file holds, or a preset of a recipe, and that recipe."""
+    """The tree of a configuration file, or of a preset of a recipe, and that recipe."""
     content: Any = {}
     if isinstance(file, str) and _is_bare(file):
         content = parse_yaml(recipe_text(file))
@@ -316,7 +317,7 @@ def _content(file: Path | str | None, preset: str | None) -> tuple[dict[str, Any
 
 @contextmanager
 def naming_lost_plugins(folder: Path) -> Iterator[None]:
-    """While it is open, an unknown name of a run's configuration says which package had it when the run was made."""
+    """Context in which an unknown name in a run's configuration is explained by the package that had it."""
     try:
         yield
     except UnknownNameError as error:
@@ -327,8 +328,10 @@ def naming_lost_plugins(folder: Path) -> Iterator[None]:
 
 
 def as_recorded(content: Any) -> Any:
-    """The tree that a run folder holds, in the keys of today, with what was so before it was written down: every draw
-    was plain, and of a conversation the last answer was trained."""
+    """The tree in a run folder, in today's keys, with the defaults of the version that wrote it.
+
+    Before these were recorded, every split was drawn `plain`, and only the last answer of a conversation was trained.
+    """
     if not isinstance(content, dict):
         return content
     tree = run_as_now(content)
@@ -339,5 +342,5 @@ def as_recorded(content: Any) -> Any:
 
 
 def _is_bare(file: str) -> bool:
-    """Whether it can only be the name of a recipe: it is no path, does not end as a file does, and no such file is."""
+    """Whether it can only be the name of a recipe: not a path, without a file extension, and no such file exists."""
     return Path(file).name == file and Path(file).suffix not in (".yaml", ".yml") and not Path(file).exists()

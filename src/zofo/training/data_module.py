@@ -1,4 +1,4 @@
-"""What a configuration names, loaded; and a reward, tried on a few rows before anything is trained."""
+"""Load what a configuration names; and try a reward on a few rows before training."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ from zofo.training.run_folder import opened_start
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """What a configuration names, loaded: the model, the task and its examples in tokens."""
+    """A loaded configuration: the model, the task and its encoded examples."""
 
     loaded: LoadedModel
     task: Task
@@ -84,16 +84,16 @@ def prepare_run(
     task: Task | None = None,
     load: Callable[[ModelConfig, bool, int | None], LoadedModel] = load_model,
 ) -> PreparedRun:
-    """Load the task first, since its mistakes are the cheaper ones to find, then the model, and tokenise.
+    """Load the task first, since its mistakes are cheaper to find, then the model, and tokenise.
 
     Args:
         remote_code: allow the model's repository to run its own code.
-        splits: those that are needed; the rows of others are not read.
-        task: in place of the one that the configuration names.
+        splits: splits to load; rows of others are not read.
+        task: a task to use instead of the configured one.
         load: loads a model, as `load_model` does.
 
     Raises:
-        ZofoError: whatever is wrong with task, data or model.
+        ZofoError: something is wrong with the task, data or model.
     """
     task = resolve_task(config.task) if task is None else task
     start = opened_start(config)
@@ -118,10 +118,10 @@ def prepare_run(
 
 
 def check_every_split(config: RunConfig, prepared: PreparedRun) -> list[str]:
-    """Tokenise the splits that are at hand and were not loaded, so that no row is found too long after training.
+    """Tokenise the available splits that were not loaded, so that a row that is too long is not found after training.
 
-    Gives what a user should know of the rows, a line each. Raises ZofoError for a row that cannot be rendered, or is
-    too long, or whose prompt without its content, which calibrated scores need, cannot be made.
+    Returns notes about the rows. Raises ZofoError for a row that cannot be rendered, is too long, or whose prompt
+    without content, which calibrated scores need, cannot be made.
     """
     task, head = prepared.task, prepared.loaded.head == "classification"
     bare = config.task.bare
@@ -158,8 +158,9 @@ def check_every_split(config: RunConfig, prepared: PreparedRun) -> list[str]:
 def _unscored(
     config: RunConfig, task: Task, split: Split, head: bool, refuse: bool
 ) -> tuple[Sequence[Example], str | None]:
-    """The rows of a split that a run does not score, and what is wrong with them that does not hinder it; with
-    `refuse`, rows that cannot be read or rendered raise DataError."""
+    """The rows of a split that a run does not score, and a note about why they cannot be scored.
+
+    With `refuse`, rows that cannot be read or rendered raise DataError."""
     try:
         return load_examples(task, config.task, [split], head)[split], None
     except DataError as error:  # such as labels that are not there; they may be predicted nevertheless
@@ -173,7 +174,7 @@ def _unscored(
 
 
 def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluator:
-    """How a model scores the examples of a task."""
+    """The evaluator of a model for a task."""
     if task.kind == "generation" and loaded.head != "causal-lm":
         raise ConfigError(
             f"{task.name!r} asks for a free text, which a model with model.head={loaded.head} cannot give",
@@ -207,7 +208,7 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluat
 def training_context(
     config: RunConfig, prepared: PreparedRun, reward: Any | None = None, processes: Processes = ALONE
 ) -> TrainingContext:
-    """What a method is given to train with; raises ConfigError for an objective that suits neither it nor the task."""
+    """The context that a method trains with; raises ConfigError for an objective that fits neither it nor the task."""
     beneath = config.method.reward_has_a_place
     if reward is not None and not beneath and config.training.objective is not None:
         raise ConfigError(
@@ -245,7 +246,7 @@ def training_context(
 def _context(
     config: RunConfig, prepared: PreparedRun, objective: TrainingObjective, processes: Processes
 ) -> TrainingContext:
-    """What trains by one objective; raises ConfigError where an example has no options to compare."""
+    """The context for one objective; raises ConfigError if an example has no options to compare."""
     if config.task.several and objective.compares_candidates:
         free = next((one.example for one in prepared.encoded["train"] if len(one.example.candidates) == 1), None)
         if free is not None:
@@ -276,7 +277,7 @@ def _context(
 def _objective(
     config: RunConfig, prepared: PreparedRun, reward: Any | None, name: str | None = None
 ) -> TrainingObjective:
-    """The function that is maximised, or the objective of that name; by default the configured one."""
+    """The objective of that name, or for a reward; by default the configured one."""
     task, how = prepared.task, prepared.scorer.generation
     if reward is not None:
         return reward_objective(reward, task, how)
@@ -286,7 +287,7 @@ def _objective(
 
 
 def batch_maker(loaded: LoadedModel) -> Callable[[Sequence[Any]], Any]:
-    """Turns encoded examples into a batch that suits the model."""
+    """A function that collates encoded examples for the model."""
     pad, device = loaded.tokenizer.pad_token_id, loaded.device
     if loaded.head == "classification":
         return functools.partial(collate_texts, pad=pad, device=device)
@@ -296,7 +297,7 @@ def batch_maker(loaded: LoadedModel) -> Callable[[Sequence[Any]], Any]:
 
 
 def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequence[Example]) -> list[Any]:
-    """Tokenise examples within the limit of the configuration and the model."""
+    """Tokenise examples within the limits of the configuration and the model."""
     limit = _limit(config, task, loaded)
     truncate = config.task.truncate == "left" or config.task.num_fewshot > 0
     plain = functools.partial(encode, require_all=config.task.trained_turns == "all")
@@ -312,7 +313,7 @@ def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequen
 
 
 def _check_mixed_lengths(config: RunConfig, task: Task, loaded: LoadedModel, encoded: Sequence[Any]) -> None:
-    """Refuse rows that do not score the same beside each other as alone; of a model without weights nobody asks."""
+    """Refuse rows whose scores depend on other rows of their batch; a model without weights is not checked."""
     if next(loaded.model.parameters()).is_meta:
         return
     rows = [row for one in encoded for row in one.rows]
@@ -329,7 +330,7 @@ _NO_LIMIT = 1 << 30
 
 
 def _positions(model: Any) -> int | None:
-    """How many positions a model has for a text; RoBERTa's begin after the id of its padding token."""
+    """The maximum number of positions of a model; RoBERTa's begin after the id of its padding token."""
     own: int | None = getattr(model.config, "max_position_embeddings", None)
     tables = [part for name, part in model.named_modules() if name.endswith("position_embeddings")]
     padding = next((pad for table in tables if (pad := getattr(table, "padding_idx", None)) is not None), None)
@@ -337,12 +338,12 @@ def _positions(model: Any) -> int | None:
 
 
 def _virtual_tokens(config: RunConfig) -> int:
-    """How many tokens an adapter puts before every row."""
+    """The number of tokens that adapters put before every row."""
     return sum(adapter.kind.virtual_tokens(adapter.options) for adapter in config.method.adapter_configs)
 
 
 def _limit(config: RunConfig, task: Task, loaded: LoadedModel) -> int | None:
-    """The longest text in tokens; of a generation, what its new tokens leave."""
+    """The maximum length of a text in tokens; for a generation, without its new tokens."""
     given = config.task.max_length, _positions(loaded.model), loaded.tokenizer.model_max_length  # often a huge number
     limits = [limit for limit in given if limit and limit < _NO_LIMIT]
     if not limits:
@@ -368,11 +369,11 @@ ROWS = 5
 
 
 def reward_trial(context: TrainingContext, queries: int) -> Iterator[str]:
-    """What the reward of a context gives for the untrained model's answers to the first rows, a sentence each; and how
-    long a run of so many queries takes at that speed.
+    """Sentences about the rewards of the untrained model's answers to the first rows, and how long so many queries
+    take.
 
     Raises:
-        ConfigError: the reward failed, or gave something else than numbers.
+        ConfigError: the reward failed, or returned something other than numbers.
     """
     rows = context.examples[:ROWS]
     batch = context.collate(rows)

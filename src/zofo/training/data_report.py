@@ -1,4 +1,4 @@
-"""A task and its rows before anything is trained: checked, shown as the model sees them, and copied to be edited."""
+"""A task and its rows before training: checked, shown as the model sees them, and copied for editing."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ from zofo.training.evaluation import majority_of
 
 @dataclass(frozen=True)
 class SplitReport:
-    """The rows of a split: how many, how often each label or choice is right by its name, and the score of always
-    giving the most frequent answer."""
+    """The rows of a split: their number, and how often each label or choice is right.
+
+    Also the score of always giving the most frequent answer."""
 
     rows: int
     right: dict[str, int]
@@ -46,12 +47,12 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """A task whose rows were all read and rendered.
+    """A task all of whose rows were read and rendered.
 
     Args:
         task: its name, kind, scores, and prompts by name.
-        splits: what each holds.
-        example: the first row of train, in every prompt: (prompt's name, text, right answer).
+        splits: report of each split.
+        example: the first training row in every prompt: (prompt's name, text, right answer).
         notes: what to look at in the rows, one line each.
     """
 
@@ -62,14 +63,14 @@ class TaskReport:
 
 
 def validate(config: RunConfig) -> TaskReport:
-    """Read every row of every split, and render it with every prompt.
+    """Read every row of every split, and render it in every prompt.
 
-    Where a model is named, its tokenizer and its shape are loaded, without weights, and every row is tokenised and
-    checked as before a training run.
+    If a model is given, its tokenizer and shape are loaded, without weights, and every row is tokenised and checked as
+    before a training run.
 
     Raises:
         ConfigError: the task cannot work.
-        DataError: the first row that cannot be used, with file, line and column.
+        DataError: a row cannot be used; the message names file, line and column of the first one.
         ModelError: the chat template of the tokenizer cannot be trained with.
     """
     task = resolve_task(config.task)
@@ -103,7 +104,7 @@ def validate(config: RunConfig) -> TaskReport:
 
 
 def _notes_of_training(config: RunConfig, task: Task, shape: LoadedModel) -> list[str]:
-    """What a run would say of its rows before the first step; raises what it would be refused for."""
+    """The notes about its rows that a run would show before its first step; raises what it would be refused for."""
     prepared = prepare_run(config.model_copy(update={"init_from": None}), task=task, load=lambda *_: shape)
     encoded = [one for rows in prepared.encoded.values() for one in rows]
     unusual = [] if shape.head == "classification" else unusual_notes(shape.tokenizer, encoded)
@@ -118,7 +119,7 @@ def _report(task: Task, examples: Sequence[Example]) -> SplitReport:
 
 
 def copy_packaged(name: str, target: Path) -> bool:
-    """Write a packaged task or recipe as a new .yaml file to edit; gives whether it is a recipe."""
+    """Write a packaged task or recipe to a new .yaml file for editing; returns whether it is a recipe."""
     is_recipe = name in recipe_names()
     text, what = (recipe_text(name), "recipe") if is_recipe else (packaged_text(name), "task")
     if target.suffix not in (".yaml", ".yml"):
@@ -135,9 +136,11 @@ def copy_packaged(name: str, target: Path) -> bool:
 
 @dataclass(frozen=True)
 class PreviewedExample:
-    """One example as the model sees it: where it is from, its prompt, and of each candidate its text, the scored
-    tokens, and whether it is the right one; of a chat, the text and the tokens of each earlier answer that is trained,
-    too. Where each candidate has a prompt of its own, that stands in its text."""
+    """One example as the model sees it: its origin, its prompt, and for each candidate the text, the scored tokens, and
+    whether it is right.
+
+    For a chat also the text and tokens of each earlier answer that is trained. If candidates have their own prompts,
+    these are part of their text."""
 
     where: str
     prompt: str
@@ -147,14 +150,14 @@ class PreviewedExample:
 
 @dataclass(frozen=True)
 class Preview:
-    """What the model sees of a split.
+    """A split as the model sees it.
 
     Args:
-        examples: the first ones.
-        count: of all examples.
+        examples: the first examples.
+        count: number of all examples.
         shortest, mean, longest: lengths in tokens, prompt and candidate together.
-        sequences: sequences that one example takes.
-        notes: what is unusual about tokens of the rows, each with the number of such rows and the first.
+        sequences: sequences per example.
+        notes: unusual properties of the rows' tokens, each with the number of such rows and the first one.
     """
 
     examples: tuple[PreviewedExample, ...]
@@ -167,7 +170,7 @@ class Preview:
 
 
 def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code: bool = False) -> Preview:
-    """Render and tokenise a split, and show the first examples."""
+    """Render and tokenise a split, and show its first examples."""
     chosen = known_split(split)
     prepared = prepare_run(config, remote_code, (chosen,))
     tokenizer = prepared.loaded.tokenizer
@@ -183,7 +186,7 @@ def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code:
 
 
 def unusual_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
-    """What is unusual about the tokens of rows, with the number of such rows and the first of them."""
+    """Notes about unusual properties of the rows' tokens, with the number of such rows and the first one."""
     speller = Speller(tokenizer)
     kinds = {
         "spell control tokens of the model, which are read as text": [

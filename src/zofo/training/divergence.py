@@ -1,4 +1,4 @@
-"""Steps that break the model, or move nothing, said while it happens."""
+"""Warnings during training about steps that break the model, or move nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _RATES = ("rule.lr", "lr", "lr_full", "lr_lower", "lr_adapter")
 
 
 class _Alarm(Callback):
-    """Warns once, and says it again in the end: what was said on the way has long left the screen."""
+    """Warns once, and repeats the message at the end, since it may have scrolled off the screen."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
@@ -41,7 +41,7 @@ class _Alarm(Callback):
 
 
 def default_rates(method: MethodConfig) -> dict[str, Any]:
-    """The options of a method with the learning rates that it has by default; none where it needs one."""
+    """The options of a method with its default learning rates; None if it has no default."""
     given = method.model_dump(exclude_unset=True)
     for key in _RATES:
         given = without(given, key.split("."))
@@ -52,21 +52,21 @@ def default_rates(method: MethodConfig) -> dict[str, Any]:
 
 
 class DivergenceWarning(_Alarm):
-    """Warns, once, that training diverges, and names the learning rate to lower. Either of these says so:
+    """Warns once that training diverges, and names the learning rate to lower. Either of these triggers it:
 
-    - The median loss of the last 5 steps is more than 4 times the loss at the start, and more than it by 0.5. The
-      start is the median of the first 5, but at most 3 times the first one, the only one before any update. An
-      objective that may be below 0, such as minus a score, has no such factor.
-    - Zeroth-order steps have moved the model's weights by half of their length or more, as far as the coefficients of
-      the updates tell: norms and losses saturate, so that weights that are far away need not have a higher loss. Not
-      known of masked directions, nor of updates along directions of earlier steps, such as a momentum.
+    - The median loss of the last 5 steps is more than 4 times the initial loss, and above it by more than 0.5. The
+      initial loss is the median of the first 5, but at most 3 times the first one, the only one before any update. An
+      objective that can be below 0, such as minus a score, is not tested for the factor.
+    - Zeroth-order steps have moved the model's weights by half of their length or more, according to the coefficients
+      of the updates: norms and losses saturate, so weights that are far away need not have a higher loss. Not tested
+      for masked directions, or updates along directions of earlier steps, such as momentum.
 
     Args:
-        options: of the method, by which its rates are found.
-        defaults: the same with the rates by default: one is advised where a rate is more than 100 times as high.
-        tuned: the method, where `zofo tune lr` finds its rate.
-        backbone: whose weights zeroth-order steps move, as they are before the first step; None where they move an
-            adapter or nothing, or masked, or by updates that are no displacements.
+        options: options of the method, with its learning rates.
+        defaults: the same options with default rates, recommended if a rate is more than 100 times as high.
+        tuned: the method, if `zofo tune lr` supports it.
+        backbone: the weights that zeroth-order steps move, before the first step; None if they move an adapter or
+            nothing, use a mask, or their updates are not displacements.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class DivergenceWarning(_Alarm):
     def begin(
         self, lines: Iterable[Mapping[str, Any]], updates: Mapping[int, Sequence[Update]] = {}
     ) -> DivergenceWarning:
-        """Go on with what the logs hold of the steps before: of each, its line, and the updates of its trajectory."""
+        """Continue with the logs of earlier steps: the line of each, and its updates from the trajectory."""
         for line in lines:
             if line["event"] == "step":
                 for update in updates.get(line["step"], ()):
@@ -136,7 +136,7 @@ class DivergenceWarning(_Alarm):
         self._said = [f"warning: training diverged: {what}; {again}"]
 
     def _lower(self) -> str:
-        """What to type: each rate, divided by four, or the default of an absurd one; "" where there is none."""
+        """What to type: each rate divided by four, or the default instead of an extreme one; "" if there is none."""
         rates = {key: get_by_path(self._options, key) for key in _RATES}
         known = {key: rate for key, rate in rates.items() if isinstance(rate, int | float) and rate > 0}
         usual = {key: get_by_path(self._defaults, key) or math.inf for key in known}
@@ -145,7 +145,7 @@ class DivergenceWarning(_Alarm):
 
 
 class TiesWarning(_Alarm):
-    """Warns, once, that no direction of many steps in a row changed an objective without a gradient."""
+    """Warns once if no direction has changed an objective without a gradient for many steps in a row."""
 
     STEPS = 10
 
@@ -154,7 +154,7 @@ class TiesWarning(_Alarm):
         self._in_a_row = 0
 
     def begin(self, lines: Iterable[Mapping[str, Any]]) -> TiesWarning:
-        """Go on with what the log holds of the steps before."""
+        """Continue with the log of earlier steps."""
         for line in lines:
             if line["event"] == "step":
                 self._see(line["step"], line)

@@ -1,4 +1,4 @@
-"""Ending a run after evaluations that have found nothing better, and saying what one that went on has lost."""
+"""End a run after several evaluations without a better score, and warn if a run has lost its best score."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from zofo.training.training_config import TrainingConfig
 
 
 class EarlyStopping(Callback):
-    """Whether a run has had `training.early_stopping_patience` evaluations in a row without a better score.
+    """Whether the last `training.early_stopping_patience` evaluations in a row brought no better score.
 
-    A run that ended with a score clearly below its best one is told so: by more than sqrt(2 / rows), which is at least
-    two standard errors of the difference of two shares of so many rows.
+    Also warns at the end of a run whose last score is below the best one by more than sqrt(2 / rows), at least two
+    standard errors of the difference of two proportions over that many rows.
 
-    It has no state of its own: which evaluation was the best, and after how many steps the last one was, are in the
-    checkpoint, so that a run that goes on ends at the same step.
+    It has no state: the best evaluation and the step of the last one are in the checkpoint, so a resumed run ends at
+    the same step.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class EarlyStopping(Callback):
         self._best, self._evaluating = best, evaluating
 
     def has_enough(self) -> bool:
-        """Whether no further step is made."""
+        """Whether to stop before the next step."""
         if self._patience is None:
             return False
         since = sum(self._best.step < due <= self._evaluating.steps_evaluated for due in self._due)
@@ -52,7 +52,7 @@ class EarlyStopping(Callback):
         ]
 
     def _lost(self) -> list[str]:
-        """What to say of a last score that is clearly below the best one."""
+        """The warning about a last score that is clearly below the best one."""
         best, last = self._best, next(iter(self._evaluating.last.values()), None)
         if best.score is None or last is None or best.score - last.score <= math.sqrt(2 / len(last.predictions)):
             return []
@@ -63,13 +63,13 @@ class EarlyStopping(Callback):
         ]
 
     def summary(self) -> dict[str, Any]:
-        """What a run's summary holds of it; nothing of a run that made all of its steps."""
+        """Its entries of a run's summary; empty if the run made all of its steps."""
         stopped = {"patience": self._patience, "planned_steps": self._steps}
         return {"early_stopping": stopped} if self._early else {}
 
 
 def check_early_stopping(training: TrainingConfig, method: Method, name: str, steps: int) -> None:
-    """Refuse a patience that can end no run, or a method that does its work in the last of the planned steps.
+    """Refuse a patience that can never end the run, or a method that needs all planned steps.
 
     Raises:
         ConfigError: it is one of these.

@@ -22,19 +22,18 @@ from zofo.tasks.metrics import Answer
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The score of a model on some examples.
+    """The scores of a model on some examples.
 
     Args:
         metric: name of the score.
         score: its value, from 0 to 1 (Matthews: from -1).
-        loss: mean cross-entropy of the right candidate; of a generation, mean loss of the first answer's tokens.
-        majority: the same score for always giving the most frequent answer, or the label that the score is of, where
-            that is better.
-        predictions: for each example, in the order given, the index of the predicted candidate or the generated text.
+        loss: mean cross-entropy of the right candidate; for a generation, mean loss of the first answer's tokens.
+        majority: the score of always giving the most frequent answer, or the label of the score, if that is better.
+        predictions: the index of the predicted candidate or the generated text for each example, in the given order.
         also: further scores of the task by name.
-        on: what was scored, in words: a split, or all rows of a file; "" where that is known.
-        losses: of each example, in the order given.
-        label: that scores of one label are of; "" for none.
+        on: what was scored, in words: a split, or all rows of a file; "" if that is clear.
+        losses: loss of each example, in the given order.
+        label: the label that the score is for, such as that of F1; "" for none.
     """
 
     metric: str
@@ -48,28 +47,28 @@ class Evaluation:
     label: str = ""
 
     def titled(self, metric: str | None = None) -> str:
-        """A score as people read it, by default the first, with the label that it is of."""
+        """The name of a score for people, by default the first, with the label that it is for."""
         return score_name(metric or self.metric, self.label)
 
     def as_dict(self) -> dict[str, float]:
-        """The numbers by name, the score under the name of its metric."""
+        """The numbers by name, with the score under the name of its metric."""
         return {self.metric: self.score, **self.also, "loss": self.loss, "majority": self.majority}
 
 
 @dataclass(frozen=True)
 class TaskEvaluator:
-    """How the examples of a task are scored with a model.
+    """Scores a model on the examples of a task.
 
     Args:
-        encode: examples as text -> in tokens.
-        collate: examples in tokens -> a batch.
+        encode: tokenises examples.
+        collate: encoded examples -> a batch.
         generation: how texts are generated.
         scoring: `mean`, `sum`, `calibrated` or `channel`.
-        score: how candidates are scored; methods that read may bring their own.
-        write: how texts are written; a vote brings its own.
-        members: how many models these two ask of each example; those of a vote.
-        watch: opened with the number of examples that a pass over them has; gives what is told of each batch.
-        processes: that share out the batches.
+        score: how candidates are scored; a method can bring its own.
+        write: how texts are generated; a vote brings its own.
+        members: number of models that these two run per example, for a vote.
+        watch: opens a progress display for a number of examples; it returns a function to call after each batch.
+        processes: the processes that share the batches.
     """
 
     task: Task
@@ -85,16 +84,16 @@ class TaskEvaluator:
     processes: Processes = ALONE
 
     def of(self, method: Method, **more: Any) -> TaskEvaluator:
-        """As a method scores and writes, with other fields in place of these."""
+        """A copy that scores and writes as a method does, with other fields replaced."""
         return replace(self, score=method.score, write=method.write, members=method.members, **more)
 
     def evaluate(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> Evaluation:
-        """Score a model. Examples of similar length share a batch; the numbers do not depend on that.
+        """Score a model. Examples of similar length share a batch, which does not change the numbers.
 
         Args:
-            model: in evaluation mode.
-            examples: in tokens, at least one.
-            counts: where the forwards and queries are counted.
+            model: the model, in evaluation mode.
+            examples: encoded examples, at least one.
+            counts: counts the forwards and queries.
 
         Raises:
             DataError: examples whose label or answer is not known.
@@ -112,7 +111,7 @@ class TaskEvaluator:
     def answers(
         self, model: nn.Module, examples: Sequence[Any], counts: Counts
     ) -> tuple[list[Answer], float, tuple[float, ...]]:
-        """What the model predicts for each example, its mean loss, and the loss of each."""
+        """The prediction for each example, the mean loss, and the loss of each."""
         if self.task.kind == "generation":
             last = [one.last_only() for one in examples]
             losses = self._by_batch(model, last, counts, lambda batch: token_loss(model, batch))
@@ -153,8 +152,8 @@ class TaskEvaluator:
         return table
 
     def encode_content_free(self, examples: Sequence[Example]) -> tuple[list[Hashable], list[Any]]:
-        """What each example asks without its content, as calibrated scores need it, and in tokens each of these once,
-        in their order.
+        """The content-free prompt of each example, which calibrated scores need, and each distinct one encoded, in
+        order.
 
         Raises ZofoError for a prompt that cannot be made without its content, or is too long.
         """
@@ -164,7 +163,7 @@ class TaskEvaluator:
         return asked, self.encode(list(distinct.values()))
 
     def generated(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> list[str]:
-        """A text for each example."""
+        """The generated text for each example."""
         counts.queries += (self.members - 1) * len(examples)
         return self._each(model, examples, counts, lambda some: self.write(model, some, self.generation))
 
@@ -172,7 +171,7 @@ class TaskEvaluator:
     def _by_batch(
         self, model: nn.Module, examples: Sequence[Any], counts: Counts, ask: Callable[[Any], torch.Tensor]
     ) -> torch.Tensor:
-        """What is asked of each batch, in the order of the examples; rows of unequal width are filled with -inf."""
+        """Results of each batch, in the order of the examples; rows of unequal width are padded with -inf."""
         asked = self._each(model, examples, counts, lambda some: ask(self.collate(some)).float().cpu().tolist())
         widths = {len(values) if isinstance(values, list) else 0 for values in asked}
         if len(widths) == 1:
@@ -183,7 +182,7 @@ class TaskEvaluator:
     def _each(
         self, model: nn.Module, examples: Sequence[Any], counts: Counts, ask: Callable[[Sequence[Any]], Iterable[Any]]
     ) -> list[Any]:
-        """What is asked of some examples at a time, in the order of all."""
+        """Results for a few examples at a time, in the order of all."""
         found: dict[int, Any] = {}
         batches, size = self._batches(examples), self.processes.size
         with counting_forwards(model, counts), self.watch(len(examples)) as done:
@@ -200,7 +199,7 @@ class TaskEvaluator:
         return [found[i] for i in range(len(examples))]
 
     def _batches(self, examples: Sequence[Any]) -> list[list[int]]:
-        """Places of the examples of each batch, those of similar length together, and of one task only."""
+        """The indices of the examples of each batch, of similar length and from one task."""
         order = sorted(range(len(examples)), key=lambda i: int(examples[i].length))
         each: dict[str, list[int]] = {}
         for i in order:
@@ -220,8 +219,9 @@ def _content_free(example: Example) -> Example:
 
 
 def majority_of(task: Task, examples: Sequence[Example]) -> dict[str, float]:
-    """Every score of a task for the best of two answers that are always the same, the most frequent one and the label
-    that F1 is of; raises DataError where a score cannot be had."""
+    """Every score of a task for the better of two constant answers: the most frequent one, and the label of F1.
+
+    Raises DataError if a score cannot be computed."""
     always: set[Answer] = {most_frequent(examples, task)}
     if task.score_of:
         always.add([str(label) for label in task.label_names].index(task.score_of))
@@ -232,7 +232,7 @@ def majority_of(task: Task, examples: Sequence[Example]) -> dict[str, float]:
 
 
 def most_frequent(examples: Sequence[Example], task: Task) -> Answer:
-    """The answer that is right most often; any, where none is known to be right, which every score refuses."""
+    """The most frequent right answer; any if none is known, which every score refuses."""
     right: list[Answer] = [gold for one in examples for gold in one.golds]
     if task.kind == "generation":
         right = [answer for one in examples for answer in dict.fromkeys(one.answers)]
@@ -240,17 +240,17 @@ def most_frequent(examples: Sequence[Example], task: Task) -> Answer:
 
 
 def as_percent(value: Any) -> str:
-    """A share as people read it: 0.785 -> '78.5 %'."""
+    """A share for people: 0.785 -> '78.5 %'."""
     return f"{100 * float(value):.1f} %"
 
 
 def as_score(value: float | None, metric: str) -> str:
-    """A score in a table: a share in percent with one decimal, a loss with four digits, a dash for none."""
+    """A score for a table: a share in percent with one decimal, a loss with four digits, a dash for none."""
     if value is None:
         return "-"
     return f"{value:.4g}" if metric == "loss" else f"{100 * value:.1f}"
 
 
 def as_number(value: float | None) -> str:
-    """Three digits, or all of a whole number from a thousand on; a dash where it is not known."""
+    """Three digits, or all digits of a whole number from 1,000; a dash for none."""
     return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

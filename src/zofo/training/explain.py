@@ -1,4 +1,4 @@
-"""What a configuration comes to: every key with its value, where the value comes from, and what the key does."""
+"""The resolved configuration: every key with its value, its origin, and its description."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ResolvedKey:
 
     Args:
         key: dotted.
-        value: as YAML gives it.
-        source: where it comes from: the command line, a file or recipe, a default, or one that another key decides.
-        about: one sentence on what the key does; empty where none is written.
+        value: its value in YAML.
+        source: its origin: the command line, a file or recipe, a default, or a default that another key determines.
+        about: one sentence on what the key does; empty if there is none.
     """
 
     key: str
@@ -36,10 +36,9 @@ class ResolvedKey:
 
 
 def explain_config(file: Path | str | None = None, overrides: Sequence[str] = ()) -> list[ResolvedKey]:
-    """Every key of the configuration that `read_config` gives, in its order.
+    """Every key of the configuration that `read_config` returns, in its order.
 
-    A default that depends on another key is found by leaving that key out: where the value then differs, the key
-    decided it.
+    Finds defaults that depend on another key by omitting that key: if the value then differs, the key determined it.
 
     Args:
         file: a YAML file or a recipe, as `read_config` takes it.
@@ -64,9 +63,9 @@ def explain_config(file: Path | str | None = None, overrides: Sequence[str] = ()
 def _with_sources(
     content: Mapping[str, Any], changes: Sequence[Change], file: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tree that was given, and for each of its keys whether it stands in the file or was typed.
+    """The given tree, and for each of its keys whether it comes from the file or the command line.
 
-    A key that a later one replaced, such as an option of a method that gave way to another, is in neither.
+    A key that a later one replaced, such as an option of a replaced method, is in neither.
     """
     tree = dict(content)
     sources = {key: file for key, _ in flatten(tree)}
@@ -79,7 +78,7 @@ def _with_sources(
 
 
 def _source(key: str, tree: Mapping[str, Any], sources: Mapping[str, str]) -> str | None:
-    """Where a key was given, as itself or inside a value that is no group; a bare word gives the name of its group."""
+    """Where a key was given, directly or inside a value; a bare word sets the name of its group."""
     if key in sources:
         return sources[key]
     above = key.rpartition(".")[0]
@@ -91,7 +90,7 @@ def _source(key: str, tree: Mapping[str, Any], sources: Mapping[str, str]) -> st
 
 
 def _deciding(tree: Mapping[str, Any], sources: Mapping[str, str], resolved: Mapping[str, Any]) -> dict[str, str]:
-    """By key: what was given without which its value would be another."""
+    """The given key that determines the value of each key, by key."""
     decided: dict[str, str] = {}
     for given in sources:
         value = get_by_path(tree, given)
@@ -105,7 +104,7 @@ def _deciding(tree: Mapping[str, Any], sources: Mapping[str, str], resolved: Map
 
 
 def _about(config: BaseModel, path: Sequence[str]) -> str:
-    """The first sentence that is written on a key."""
+    """The first sentence of a key's description."""
     part: Any = config
     for name in path[:-1]:
         part = getattr(part, name, None)
@@ -118,13 +117,14 @@ def _about(config: BaseModel, path: Sequence[str]) -> str:
 
 
 def about_option(part: type[Any], name: str) -> str:
-    """What the docstring of a part, or of a class that it comes from, says of an option of its constructor; `name`
-    itself stands for the part."""
+    """The description of a constructor's option in the docstring of a part, or of a base class.
+
+    `name` itself is described by the part."""
     return next((said for kind in inspect.getmro(part) if (said := _argument(kind, name))), "")
 
 
 def _argument(part: Any, name: str) -> str:
-    """What the docstring of one class says of an argument of its constructor."""
+    """The description of a constructor's argument in the docstring of one class."""
     if name == "name":
         return (inspect.getdoc(part) or "").partition("\n")[0]
     found = re.search(rf"^    {name}: (.*(?:\n      .*)*)", inspect.getdoc(part) or "", re.MULTILINE)

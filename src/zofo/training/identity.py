@@ -1,4 +1,4 @@
-"""What decides a result, as one record: written when a run begins, and compared whenever it is used again."""
+"""Everything that determines a result, as one record: written when a run begins, and compared whenever it is used."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ _NOT_OF_TOKENS = ("example", "untrained")  # of an example in tokens: its text, 
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides a result, by content: hashes are SHA-256, and None is what was not written down.
+    """Everything that determines a result, by content. Hashes are SHA-256; None means not recorded.
 
     Args:
-        model_hash: of the weights that the run began with.
-        buffers: of the tensors that the checkpoint brings beside them.
-        model_config: what config.json says of the model, without places, versions and number types.
-        generation_config: what generation_config.json says, of a task that generates texts.
-        tokenizer: of tokenizer.json, the special tokens, and what else decides how texts become tokens and back.
-        chat_template: of the template of chats.
-        task: of the content of task.yaml.
-        rows: of each split, as rendered.
-        tokens: of each split, as the model sees them.
-        objective: name of what is minimised.
+        model_hash: hash of the initial weights.
+        buffers: hash of the checkpoint's other tensors.
+        model_config: config.json of the model, without paths, versions and dtypes.
+        generation_config: generation_config.json, for a task that generates texts.
+        tokenizer: hash of tokenizer.json, the special tokens, and everything else that determines tokenisation.
+        chat_template: hash of the chat template.
+        task: hash of the content of task.yaml.
+        rows: hash of each split, as rendered.
+        tokens: hash of each split, as encoded.
+        objective: name of the objective.
         stream: version of the noise stream.
-        start: of the trained model that the run starts from.
-        configuration: of the run, without its folder.
+        start: hash of the trained model that the run starts from.
+        configuration: configuration of the run, without its folder.
     """
 
     model_hash: str | None = None
@@ -77,8 +77,10 @@ class Identity:
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Identity:
-        """The parts of an identity in JSON, in which there may be more; those that an older version did not write down
-        are None. Raises RunError for a part that is no hash and no group of keys."""
+        """Parse the parts of an identity from JSON, which may have others; those that an older version did not record
+        are None.
+
+        Raises RunError for a part that is neither a hash nor a group of keys."""
         kinds: dict[str, type] = dict.fromkeys((field.name for field in fields(cls)), str)
         kinds |= {**dict.fromkeys((*_KEYED, "rows", "tokens"), dict), "stream": int}
         found = {name: content[name] for name in kinds if content.get(name) is not None}
@@ -89,8 +91,9 @@ class Identity:
 
     @classmethod
     def load(cls, file: Path) -> Identity:
-        """What the environment.json of a run says; raises RunError for one that is damaged or does not know the
-        weights, which every version has written down."""
+        """Read the identity from a run's environment.json.
+
+        Raises RunError if it is damaged or lacks the hash of the weights, which every version has recorded."""
         content = read_json_object(file)
         with error_context(repr(str(file)), RunError):
             found = cls.read(content)
@@ -99,17 +102,17 @@ class Identity:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """The parts that are known, as JSON."""
+        """The known parts, as JSON."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def of_model(self) -> Identity:
-        """The parts that are the base model's."""
+        """The parts that belong to the base model."""
         return Identity(**{name: getattr(self, name) for name in MODEL})
 
     @property
     def note(self) -> str:
-        """What is said of parts that were not written down, by an older version; empty where there are none."""
+        """A note about parts that an older version did not record; empty if there are none."""
         unknown = [_TITLES.get(name, name) for name in _ALWAYS if getattr(self, name) is None]
         return f"not compared, since an older version did not write it down: {', '.join(unknown)}" if unknown else ""
 
@@ -130,15 +133,16 @@ _TITLES = {
 
 
 def title_of(part: str) -> str:
-    """What a part is called in messages."""
+    """The name of a part in messages."""
     name, _, split = part.partition(".")
     base = "of the base model" if name == "model_hash" else ""
     return " ".join(filter(None, (split, _TITLES.get(name, name), base)))
 
 
 def model_hash(loaded: LoadedModel) -> str:
-    """SHA-256 of all weights of a freshly loaded model; of a quantised one also of what packed weights are unpacked by,
-    wherever it keeps that."""
+    """SHA-256 of all weights of a freshly loaded model.
+
+    For a quantised one also of the constants that unpack its weights, wherever they are stored."""
     named = selected(loaded.model)
     if quantized_as(loaded.model) is None:
         return Backbone(loaded.model, Gaussian(), list(named)).fingerprint()
@@ -147,7 +151,8 @@ def model_hash(loaded: LoadedModel) -> str:
 
 
 def model_identity(loaded: LoadedModel, generates: bool = True) -> Identity:
-    """The identity of a freshly loaded model, before anything is attached to it; `generates`: whether it writes."""
+    """The identity of a freshly loaded model, before anything is attached to it; `generates`: whether it writes
+    texts."""
     model, tokenizer = loaded.model, loaded.tokenizer
     parameters = {id(parameter) for parameter in model.parameters()}
     state = model.state_dict(keep_vars=True).items()
@@ -165,7 +170,7 @@ def model_identity(loaded: LoadedModel, generates: bool = True) -> Identity:
 
 
 def _model_keys(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration of transformers says of a model, as JSON, with the version that has read it."""
+    """The configuration of a transformers model as JSON, with the version that has read it."""
     import transformers
 
     kept: dict[str, Any] = _without(json.loads(json.dumps(content, default=str)))
@@ -181,7 +186,7 @@ def _without(content: Any) -> Any:
 
 
 def _tokenizer_content(tokenizer: Any) -> dict[str, Any]:
-    """What decides how texts become tokens and back; padding and truncation are chosen for each call."""
+    """Everything that determines tokenisation; padding and truncation are set for each call."""
     core = json.loads(tokenizer.backend_tokenizer.to_str(), object_hook=_said)
     core = {key: value for key, value in core.items() if key not in ("padding", "truncation")}
     longest = tokenizer.model_max_length
@@ -194,14 +199,14 @@ def _tokenizer_content(tokenizer: Any) -> dict[str, Any]:
 
 
 def _said(content: dict[str, Any]) -> dict[str, Any]:
-    """Without what is off, which another version may not write."""
+    """Without values that are off, which another version may not write."""
     return {key: value for key, value in content.items() if value is not None and value is not False}
 
 
 def split_identity(
     examples: Mapping[Split, Sequence[Example]], encoded: Mapping[Split, Sequence[Any]] | None = None
 ) -> Identity:
-    """The identity of some splits, as text and, where they are known, in tokens."""
+    """The identity of some splits, as text and, if available, as tokens."""
     return Identity(
         rows={split: rows_hash(rows) for split, rows in examples.items()},
         tokens=None if encoded is None else {split: tokens_hash(rows) for split, rows in encoded.items()},
@@ -209,7 +214,7 @@ def split_identity(
 
 
 def rows_hash(rows: Sequence[Example]) -> str:
-    """SHA-256 of the content of rows and of their order; what a later version adds to a row does not change it."""
+    """SHA-256 of the content and order of rows; fields that later versions add to a row do not change it."""
     digest = hashlib.sha256()
     known = [(field.name, field.default) for field in fields(Example) if field.name not in _NOT_COMPARED]
     for row in rows:
@@ -220,9 +225,9 @@ def rows_hash(rows: Sequence[Example]) -> str:
 
 
 def tokens_hash(encoded: Sequence[Any]) -> str:
-    """SHA-256 of examples in tokens, with what of them is scored, and of their order.
+    """SHA-256 of encoded examples, including which tokens are scored, and their order.
 
-    What a later version adds to an example, and is at its default, does not change it.
+    Fields that later versions add to an example do not change it while they have their default.
     """
     digest = hashlib.sha256()
     for one in encoded:
@@ -237,7 +242,7 @@ def tokens_hash(encoded: Sequence[Any]) -> str:
 
 
 def _add(digest: Any, value: Any) -> None:
-    """Add whole numbers and texts, alone or in tuples of tuples, so that no two shapes look alike."""
+    """Hash whole numbers and texts, alone or in nested tuples, so that different structures differ."""
     if isinstance(value, str):
         digest.update(b"s" + array("q", (len(value.encode()),)).tobytes() + value.encode())
     elif not isinstance(value, tuple):
@@ -251,12 +256,12 @@ def _add(digest: Any, value: Any) -> None:
 
 
 def content_hash(content: Any) -> str:
-    """SHA-256 of plain data, in their order."""
+    """SHA-256 of plain data in order."""
     return f"sha256:{hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()}"
 
 
 def task_content_of(task: Task) -> dict[str, Any]:
-    """A task as its file holds it."""
+    """The content of a task's file."""
     return task.model_dump(by_alias=True, exclude_none=True)
 
 
@@ -266,16 +271,16 @@ def task_text(task: Task) -> str:
 
 
 def task_hash(task: Task) -> str:
-    """SHA-256 of a task; an option that is new and at its default does not change it."""
+    """SHA-256 of a task; a new option with its default does not change it."""
     then = {now: key for key, now in OF_TASK_FILES.items()}  # hashes are older than the names of today
     content = task.model_dump(mode="json", exclude_defaults=True)
     return content_hash({then.get(key, key): value for key, value in content.items()})
 
 
 def changes(began: Identity, now: Identity) -> dict[str, str]:
-    """What differs between two identities, by part (`model_hash`, `rows.train`), with the keys of a group, if any.
+    """The differences between two identities, by part (`model_hash`, `rows.train`), with the keys of a group, if any.
 
-    Parts that one of them does not know are not compared, nor are tokens that other rows or another tokenizer explain.
+    Parts that either lacks are not compared, nor are tokens whose difference is explained by the rows or the tokenizer.
     """
     found: dict[str, str] = {}
     for name in (field.name for field in fields(Identity)):
@@ -293,9 +298,9 @@ def changes(began: Identity, now: Identity) -> dict[str, str]:
 
 
 def _changed_keys(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first keys with other values, and both values; empty where there are none.
+    """The first keys with different values, and both values; empty if there are none.
 
-    A key that one of the two lacks is not compared where they were read by different versions of transformers.
+    A key that one of them lacks is ignored if they were read by different versions of transformers.
     """
     same = was.get(_VERSION) == now.get(_VERSION)
     found = [
@@ -311,7 +316,7 @@ _MOST = 4  # keys of one message
 
 
 def said(found: Mapping[str, str], run: str, model: str = "", task: str = "", verb: str = "began with") -> str:
-    """What differs, as `changes` gives it, in sentences: `run` `verb` one thing, now there are `model` and `task`."""
+    """The differences from `changes` in sentences: `run` `verb` one thing, now there are `model` and `task`."""
     sentences = []
     if of_model := [part for part in MODEL if part in found]:
         what = ", ".join(
@@ -340,9 +345,9 @@ def check_unchanged(
     verb: str = "began with",
     error: type[ZofoError] = RunError,
 ) -> None:
-    """Raise an error for what differs between two identities, all of it in one message as `said` words it.
+    """Raise an error that lists all differences between two identities, worded by `said`.
 
-    `hints` say what to type next, by what differs first: `model`, `rows`, `objective`; "" for any other.
+    `hints` say what to type next, by the first difference: `model`, `rows`, `objective`; "" for any other.
     """
     found = changes(began, now)
     if not found:
@@ -353,7 +358,7 @@ def check_unchanged(
 
 
 def differences(given: Any, saved: Any, at: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """The dotted keys under which two configurations differ, with both values."""
+    """The dotted keys for which two configurations differ, with both values."""
     if isinstance(given, dict) and isinstance(saved, dict):
         for key in dict.fromkeys([*given, *saved]):
             yield from differences(given.get(key), saved.get(key), f"{at}.{key}" if at else str(key))

@@ -1,4 +1,4 @@
-"""Using a run, or a model as it is: scores and predictions."""
+"""Scores and predictions of a run, or of an untrained model."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ def evaluate_run(
     data: str | None = None,
     console: Console | None = None,
 ) -> Evaluation:
-    """Score a trained run on a split of its task, or of another task given by overrides; or on all rows of other data.
+    """Score a trained run on a split of its task, of another task set by overrides, or on all rows of other data.
 
-    Of a file that is given here every row is scored, of a folder or Hub id every row of its split: none is drawn.
+    Every row of a given file is scored, or every row of the split of a folder or Hub id; no split is drawn.
 
     Args:
-        path: of the run.
-        overrides: `key=value`, in place of what the run was made with.
+        path: folder of the run.
+        overrides: `key=value`, to replace settings of the run.
         split: train, validation or test; by default validation.
         variant: which model of the run.
-        best: as of the best evaluation.
+        best: use the model of the best evaluation.
         data_dir: a folder with other rows of the task.
         remote_code: allow the model's repository to run its own code.
-        data: other rows of the user's own: a file, a folder or a Hub id.
+        data: other rows: a file, a folder or a Hub id.
         console: where progress is shown; by default it is logged by `logging.getLogger("zofo")`.
 
     Raises:
-        RunError: no run there, or the base model is not the one it was trained from.
-        ConfigError: a task that the run was trained on as one of several; or one that cannot work.
+        RunError: there is no run, or the base model is not the one it was trained from. ConfigError: the run was
+            trained on this task as one of several; or the task cannot work.
     """
     run, console = RunFolder.open(path), console or log_console()
     given = [overrides] if isinstance(overrides, str) else list(overrides)
@@ -93,10 +93,10 @@ def evaluate_run(
 def evaluate_zero_shot(
     config: RunConfig, split: str | None = None, remote_code: bool = False, console: Console | None = None
 ) -> Evaluation:
-    """Score the model of a configuration as it is.
+    """Score the untrained model of a configuration.
 
     Args:
-        split: train, validation or test; by default validation, or every row where all rows are in one file.
+        split: train, validation or test; by default validation, or every row if all rows are in one file.
         remote_code: allow the model's repository to run its own code.
         console: where progress is shown; by default it is logged by `logging.getLogger("zofo")`.
     """
@@ -114,7 +114,7 @@ def evaluate_zero_shot(
 def _on_all_rows(
     run: RunFolder, config: RunConfig, overrides: Sequence[str], split: Split, remote_code: bool
 ) -> tuple[PreparedRun, str]:
-    """What a run is scored with on other data, and what that is called: all rows that they have for a split."""
+    """The configuration to score a run with on all rows of other data, and a description of these."""
     task, data = config.task, config.task.data
     drawn = any(one.startswith("task.split_sizes") for one in overrides)  # the user says how the splits are drawn
     if data is None or task.several or drawn:
@@ -144,7 +144,7 @@ def _on_all_rows(
 
 
 def _of_training(run: RunFolder, prepared: PreparedRun, split: Split) -> str:
-    """What to say of rows, without demonstrations, that a run, or one that it started from, was trained on."""
+    """Notes about rows that a run, or one that it started from, was trained on."""
     head = prepared.loaded.head == "classification"
     try:
         known = [trained_questions(one.config.task, head) for one in run.chain()]
@@ -158,7 +158,7 @@ _UNLIMITED: dict[str, Any] = {"split_sizes": {}, "max_rows": None}
 
 
 def _load_whole(config: RunConfig, data: str, split: Split, remote_code: bool) -> tuple[PreparedRun, str]:
-    """A model with all rows of a file as a split, and what these are called."""
+    """A model with all rows of a file as a split, and a description of these."""
     task = resolve_task(config.task, whole=True)
     one = config.task.model_copy(update={"allow_overlap": True})  # every split is that file
     prepared = prepare_run(config.model_copy(update={"task": one}), remote_code, (split,), task=task)
@@ -180,19 +180,19 @@ def predict(
     remote_code: bool = False,
     warn: Callable[[str], None] = LOG.warning,
 ) -> list[Prediction]:
-    """Answer rows with a trained run, which is loaded for them; `zofo.Predictor` keeps it loaded.
+    """Answer rows with a trained run, which is loaded for the call; use `zofo.Predictor` to keep it loaded.
 
     Args:
-        path: of the run.
-        texts: one for each prediction; for a task with several columns, rows as JSON objects; for a chat, what the user
-            says, or the turns as JSON.
+        path: folder of the run.
+        texts: one per prediction; for a task with several columns, rows as JSON objects; for a chat, the user's
+            message, or all turns as JSON.
         variant: which model of the run.
-        best: as of the best evaluation.
-        model: where the base model is now, if it has moved; its hash must be the run's.
+        best: use the model of the best evaluation.
+        model: the base model's new location, if it has moved; its hash must match.
         remote_code: allow the model's repository to run its own code.
-        warn: told where a text is asked in another form than the run was trained with; by default it is logged.
+        warn: called if a text is asked in another form than in training; by default it is logged.
 
     Raises:
-        DataError: a text that the task's template cannot take.
+        DataError: the task's template cannot render a text.
     """
     return Predictor(path, variant, best, model, remote_code, warn).predict(texts)

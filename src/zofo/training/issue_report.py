@@ -1,4 +1,4 @@
-"""What an issue needs: versions, machine and, of a run, its configuration and how it ended; without secrets."""
+"""Information for an issue: versions, machine, and a run's configuration and outcome, without secrets."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _SECRETS = (
 
 
 def issue_report(run: Path | None = None) -> str:
-    """What an issue needs, as Markdown.
+    """The information for an issue, as Markdown.
 
-    Keys, passwords and names of the user are left out: of the environment only a few variables that change results are
-    named, paths of the home folder begin with `~`, and what looks like a token is replaced. No row of data is in it.
+    Without keys, passwords and user names: only a few environment variables that change results are listed, paths in
+    the home folder begin with `~`, and anything that looks like a token is replaced. It contains no rows of data.
 
     Args:
-        run: a run folder, ended or not, whose configuration, last metrics and outcome are added.
+        run: a run folder, finished or not, to add its configuration, last metrics and outcome.
 
     Raises:
-        RunError: no run there.
+        RunError: there is no run.
     """
     memory = psutil.virtual_memory()
     facts = describe_environment() | {
@@ -60,7 +60,7 @@ def _of_run(run: RunFolder) -> list[str]:
 
 
 def _read(file: Path) -> str:
-    """A file's text, or why there is none."""
+    """The text of a file, or why it cannot be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace").strip()
     except OSError as error:
@@ -72,7 +72,7 @@ def _block(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text without what looks like a token or a password, the home folder, and the name of the user."""
+    """A text without tokens, passwords, the home folder, and the user's name."""
     text = _SECRETS[0].sub("***", text)
     text = _SECRETS[1].sub(r"\1***", text)
     text = _SECRETS[2].sub("***", text)

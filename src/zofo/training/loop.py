@@ -1,4 +1,4 @@
-"""The loop."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zofo.training.evaluation import Evaluation
 
 @dataclass
 class NonFiniteSkipCounter:
-    """How many steps in a row were left out, since their loss was not finite, and how many may be at most."""
+    """Counts steps in a row that were skipped because of a non-finite loss, up to a limit."""
 
     most: int = 0
     in_a_row: int = 0
@@ -32,21 +32,22 @@ def run_loop(
     scored: int | None = None,
     has_enough: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Step the method, evaluate when it is due and at the end, and tell the callbacks.
+    """Step the method, evaluate when due and at the end, and call the callbacks.
 
     Args:
-        method: what is trained.
-        steps: how many in all; 0 for a method that only reads, which is evaluated once.
-        callbacks: told of each step and evaluation, and of the end however it comes.
-        evaluate: scores the method as it stands.
-        evaluated_after: numbers of steps after which it is evaluated; after the last one it always is.
-        first: how many steps have been made already.
-        skips: of steps without a finite loss, counted on; by default none may be left out.
-        scored: after how many steps the last evaluation was, where the run has been stopped; None for none.
-        has_enough: asked before each step, whether it and all after it are left out.
+        method: the method to train.
+        steps: total number of steps; 0 for a method that only reads, which is evaluated once.
+        callbacks: called for each step and evaluation, and at the end, even after an error.
+        evaluate: scores the current model.
+        evaluated_after: numbers of steps after which to evaluate; the last one always is.
+        first: number of steps already made.
+        skips: counts steps with a non-finite loss; by default none may be skipped.
+        scored: number of steps before the last evaluation of a resumed run; None for none.
+        has_enough: called before each step; whether to stop before it.
 
     Raises:
-        NonFiniteError: of a step, with its number; the callbacks were told, and nothing was updated by that step.
+        NonFiniteError: a step had a non-finite loss; the message has its number. Callbacks were called, and the step
+            updated nothing.
     """
 
     def evaluate_if_due(steps_made: int) -> None:
@@ -83,7 +84,7 @@ def run_loop(
 
 
 def _make_step(method: Method, number: int, callbacks: Sequence[Callback], skips: NonFiniteSkipCounter) -> None:
-    """One step, of which the callbacks are told; or its loss is not finite, and it is left out."""
+    """Make one step and call the callbacks, or skip it if its loss is not finite."""
     try:
         with drawing(number + 1):
             log = method.step(number)

@@ -1,4 +1,4 @@
-"""Finding the largest learning rate at which zeroth-order steps are stable, by short trials from the same weights."""
+"""Find the largest stable learning rate of zeroth-order steps, with short trials from the same weights."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class LrTrial:
     """A few steps at one learning rate.
 
     Args:
-        loss: mean loss on the judging examples after them; inf where a loss was not finite.
-        distance: how far the weights had moved by then, as a share of their length.
-        stable: whether the loss is no higher than before them, but for 2 %, and the weights are still near where they
-            were: norms and losses saturate, so that weights far away need not have a higher loss.
+        loss: mean loss on the evaluation examples afterwards; inf if a loss was not finite.
+        distance: how far the weights have moved, as a share of their length.
+        stable: whether the loss has risen by at most 2 %, and the weights are still close: norms and losses saturate,
+            so weights far away need not have a higher loss.
     """
 
     lr: float
@@ -42,14 +42,14 @@ class LrTrial:
 
 @dataclass(frozen=True)
 class LrSearchResult:
-    """What was tried, and what it says.
+    """The trials and the result of a search.
 
     Args:
-        lr: a quarter of the largest stable learning rate: the one to train with.
-        largest: the largest at which a trial was stable; at twice that, one was not.
-        loss: mean loss on the judging examples before any step.
-        steps: of each trial.
-        counts: work that all of it took.
+        lr: the learning rate to train with, a quarter of the largest stable one.
+        largest: the largest rate with a stable trial; at twice that, a trial was not stable.
+        loss: mean loss on the evaluation examples before any step.
+        steps: steps per trial.
+        counts: total work.
     """
 
     lr: float
@@ -60,7 +60,7 @@ class LrSearchResult:
     counts: Counts
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name; None for a loss that is not finite, which JSON has no word for."""
+        """The fields by name; None for a non-finite loss, which JSON cannot express."""
         trials = [
             {name: value if math.isfinite(value) else None for name, value in asdict(trial).items()}
             for trial in self.trials
@@ -77,19 +77,18 @@ def tune_lr(
 ) -> LrSearchResult:
     """Find the largest stable learning rate of a zeroth-order method, to a factor of two.
 
-    From the configured learning rate, trials of `steps` steps are made at twice the last one until one is unstable, or
-    at half of it until one is stable. All start from the same weights and see the same batches and directions. A trial
-    is stable if the mean loss of 64 training examples is afterwards at most 2 % above what it was before, and the
-    weights have moved by less than half of their length. Longer runs
-    become unstable at smaller steps than short ones (at half of the largest, losses rose again after 40 steps; see
-    docs/measured-details.md), so a quarter of the largest is what is advised.
+    From the configured learning rate, trials of `steps` steps double the rate until one is unstable, or halve it until
+    one is stable. All trials start from the same weights, with the same batches and directions. A trial is stable if
+    the mean loss of 64 training examples rises by at most 2 %, and the weights move by less than half of their length.
+    Longer runs become unstable at lower rates than short ones (at half of the largest, losses rose again after 40
+    steps; see docs/measured-details.md), so the result is a quarter of the largest.
 
     Args:
-        config: of the run that the learning rate is for; its own is where the search begins.
-        steps: of each trial.
-        on_progress: called with each trial when it is over.
+        config: configuration of the run; the search begins at its learning rate.
+        steps: steps per trial.
+        on_progress: called with each finished trial.
         remote_code: allow the model's repository to run its own code.
-        prepared: what `config` names, if it is loaded already; its weights are as before when this returns.
+        prepared: the loaded configuration, if available; its weights are restored.
 
     Raises:
         ConfigError: the method has no zeroth-order step of its own, or no learning rate was stable, or all were.
@@ -127,7 +126,7 @@ def tune_lr(
 
 
 class _Search:
-    """Trials that all start from the same weights."""
+    """Trials that start from the same weights."""
 
     def __init__(
         self, config: RunConfig, method: ForwardOnlyConfig, prepared: PreparedRun, steps: int, remote_code: bool
@@ -148,7 +147,7 @@ class _Search:
         return self._prepared.scorer.evaluate(self._prepared.loaded.model, self._judges, self.counts).loss
 
     def trial(self, lr: float) -> LrTrial:
-        """Make the steps, judge, and put the weights back."""
+        """Make the steps, evaluate, and restore the weights."""
         if self._method.adapter is not None:  # which a model carries only once
             self._prepared = prepare_run(self._config, self._remote_code, ("train",))
         tried = self._method.model_copy(update={"rule": self._method.rule.with_options(lr=lr)})

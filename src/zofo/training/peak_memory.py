@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work."""
+"""Peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INTERVAL = 0.01  # seconds between samples
 
 
 class PeakMemory:
-    """The largest memory seen: of the device's allocator on CUDA, of the process's resident set elsewhere (sampled)."""
+    """The peak memory: of the device's allocator on CUDA, otherwise of the process's resident set (sampled)."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -21,14 +21,14 @@ class PeakMemory:
         self.bytes = 0
 
     def now(self) -> int:
-        """Bytes in use now."""
+        """Bytes currently in use."""
         if self._device.type == "cuda":
             return int(torch.cuda.memory_allocated(self._device))
         return int(self._process.memory_info().rss)
 
     @contextmanager
     def watching(self) -> Iterator[PeakMemory]:
-        """While it is open, `bytes` follows the peak."""
+        """Context in which `bytes` tracks the peak."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             try:

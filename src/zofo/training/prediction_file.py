@@ -1,7 +1,7 @@
-"""A file of rows answered by a trained run, and written with the answers beside them.
+"""Answer a file of rows with a trained run, and write them with the answers.
 
-What is answered is kept beside the output, in a journal with a line for each batch, until all of it is there: work that
-was stopped goes on with the first batch that the journal lacks, and its output is the same to the bit.
+Answers are kept beside the output, in a journal with one line per batch, until all are there. Work that was stopped
+continues with the first batch that the journal lacks, and its output is bit-identical.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _NOTHING = "before a row was answered"
 
 @dataclass(frozen=True)
 class PredictionFile:
-    """What was written.
+    """The result of `predict_file`.
 
     Args:
-        rows: in all.
-        kept: rows among them that were answered before, by the same command.
-        columns: that were added to those of the rows.
+        rows: number of rows.
+        kept: rows that an earlier call of the same command had answered.
+        columns: columns added to those of the rows.
     """
 
     path: Path
@@ -66,30 +66,30 @@ def predict_file(
 ) -> PredictionFile:
     """Answer all rows of a file with a trained run, and write them with the answers.
 
-    The output has the rows in their order with all of their columns, and `prediction`: the label, the number of the
-    choice, or the text. Of a classification there are `probability`, of that label, and `probability_LABEL` for each
-    one; of a multiple choice `answer`, its text, and `probabilities`, a list. Rows need no label and no answer; the
-    answer that ends a chat is not asked with. Stopped, the same call goes on after the last batch that was answered.
+    The output has the rows in order with all of their columns, and `prediction`: the label, the number of the choice,
+    or the text. A classification adds `probability`, of that label, and `probability_LABEL` for each label; a multiple
+    choice adds `answer`, its text, and `probabilities`, a list. Rows need no label and no answer; a final answer of a
+    chat is removed before the model is asked. If stopped, the same call continues after the last answered batch.
 
     Args:
-        path: of the run.
-        data: rows: a JSONL, JSON, CSV, TSV or parquet file.
-        out: the new file, in the form that its name ends in: .jsonl, .csv, .tsv or .parquet.
-        columns: what columns of the task are called in the file, as `task.columns` of the configuration; by default as
-            in the rows that the run was trained on.
-        prefix: stands before the names of the new columns.
-        batch_size: rows a batch; by default the run's `training.eval_batch_size`.
-        force: write over an output that is there, and begin again where other work was stopped.
+        path: folder of the run.
+        data: the rows: a JSONL, JSON, CSV, TSV or parquet file.
+        out: the new file; its extension determines the format: .jsonl, .csv, .tsv or .parquet.
+        columns: names of the task's columns in the file, as `task.columns` of the configuration; by default as in
+            training.
+        prefix: prefix of the names of the new columns.
+        batch_size: rows per batch; by default the run's `training.eval_batch_size`.
+        force: overwrite an existing output, and discard other work that was stopped.
         variant: which model of the run.
-        best: as of the best evaluation.
-        model: where the base model is now, if it has moved; its hash must be the run's.
+        best: use the model of the best evaluation.
+        model: the base model's new location, if it has moved; its hash must match.
         remote_code: allow the model's repository to run its own code.
         console: where progress is shown; by default it is logged by `logging.getLogger("zofo")`.
 
     Raises:
-        DataError: a row that cannot be read or asked, with file, row and column, before anything is computed.
-        RunError: the output exists; or what was kept of it is of another run, model or file.
-        Interrupted: the process was asked to stop; what was answered is kept.
+        DataError: a row cannot be read or asked; the message has file, row and column. Raised before anything is
+            computed. RunError: the output exists; or its journal belongs to another run, model or file. Interrupted:
+            the process was asked to stop. The answers so far are kept.
     """
     out, data, console = Path(out), Path(data), console or log_console()
     with Signals().raise_on_signal(lambda: _NOTHING):
@@ -124,7 +124,7 @@ def _check_places(run: RunFolder, data: Path, out: Path, force: bool) -> None:
 
 @contextmanager
 def _lock(out: Path) -> Iterator[None]:
-    """While it is open, no other process writes the output; the lock's file goes with it."""
+    """Context in which no other process writes the output; the lock file is deleted with it."""
     lock = out.with_name(f".{out.name}.lock")
     with locked(lock, f"writing {out.name!r} in"):
         try:
@@ -134,9 +134,9 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 def _asked(fields: Mapping[str, Any], messages: str | None) -> tuple[Mapping[str, Any], bool]:
-    """A row without the answer that ends its chat, and whether it is the only turn of a user: a text.
+    """A row without the final answer of its chat, and whether it is a single user message.
 
-    Of a chat whose last answers have weight 0 it is the last that is trained, as in an evaluation.
+    If the last answers of a chat have weight 0, the final answer is the last one that is trained, as in an evaluation.
     """
     if messages is None or messages not in fields:
         return fields, False
@@ -150,7 +150,7 @@ def _asked(fields: Mapping[str, Any], messages: str | None) -> tuple[Mapping[str
 
 @dataclass(frozen=True)
 class _Work:
-    """Rows, what answers them, and where the answers go; `names` are those of the task's columns in the rows."""
+    """Rows, the predictor, and the output; `names` are those of the task's columns in the rows."""
 
     predictor: Predictor
     out: Path
@@ -160,8 +160,9 @@ class _Work:
     console: Console
 
     def checked_examples(self, data: Path, typed: Mapping[str, str]) -> list[Example]:
-        """The rows of a file as examples; a row that cannot be asked, or written as it is, is refused, and so is a
-        column that is `typed` and is not there."""
+        """The rows of a file as examples.
+
+        Refuses a row that cannot be asked or written, and a `typed` column that does not exist."""
         self.added.check_free(data, self.rows)
         self._bytes([row.fields for row in self.rows])
         needed = {name: own for name, own in self.names.items() if name in self.predictor.columns}
@@ -184,7 +185,7 @@ class _Work:
     def write(
         self, examples: Sequence[Example], size: int, journal: _Journal, about: Mapping[str, Any], force: bool
     ) -> int:
-        """Answer what the journal lacks, and write the output; gives how many rows it had."""
+        """Answer what the journal lacks, and write the output; returns the number of rows that it already had."""
         answered = {number: one for number, one in journal.open(about, force).items() if number < len(examples)}
         kept = len(answered)
         if kept:
@@ -204,7 +205,7 @@ class _Work:
         return row_bytes(self.out, rows, [row.where for row in self.rows])
 
     def _answer(self, examples: Sequence[Example], size: int, answered: dict[int, Any], journal: _Journal) -> None:
-        """Batch by batch, the longest rows first: memory that runs out does so at once."""
+        """Answer in batches, the longest rows first, so that a lack of memory shows at once."""
         if len(answered) == len(examples):
             return
         with working(self.console, f"loading {self.predictor.run.config.model.name}"):
@@ -242,7 +243,7 @@ class _Added:
         self.names = tuple(f"{prefix}{name}" for name in ("prediction", *more[task.kind]))
 
     def check_free(self, data: Path, rows: Sequence[Row]) -> None:
-        """Raises DataError where the rows have one of the columns already."""
+        """Raise DataError if the rows already have one of the columns."""
         taken = [name for name in self.names if any(name in row.fields for row in rows)]
         if taken:
             raise DataError(
@@ -262,15 +263,15 @@ class _Added:
 
 
 class _Journal:
-    """What was answered so far: a line that says what of, and a line for each batch."""
+    """The answers so far: a line that identifies the work, and one line per batch."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def open(self, about: Mapping[str, Any], force: bool) -> dict[int, Any]:
-        """What was kept of the same work, by number of the row; a line that a kill has cut is left out.
+        """The kept answers of the same work, by row number; a line that a kill has cut is ignored.
 
-        Raises RunError where it is of other work, unless `force` is set.
+        Raises RunError if it belongs to other work, unless `force` is set.
         """
         lines = _whole_lines(self._path)
         first = {"format": _JOURNAL, **about}
@@ -286,17 +287,17 @@ class _Journal:
         return {int(number): answer for line in lines[1:] for number, answer in line.items()}
 
     def write(self, answers: Mapping[int, Any]) -> None:
-        """Keep the answers of a batch."""
+        """Save the answers of a batch."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(answers) + "\n")
 
     def remove(self) -> None:
-        """The output is written: nothing more is kept."""
+        """Delete the journal, after the output is written."""
         self._path.unlink(missing_ok=True)
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal up to the first that is none."""
+    """The lines of a journal up to the first incomplete one."""
     if not path.is_file():
         return []
     lines: list[dict[str, Any]] = []

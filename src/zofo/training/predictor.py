@@ -1,4 +1,4 @@
-"""A trained run that answers rows, and talks turn by turn."""
+"""A trained run that answers rows, and holds conversations."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ from zofo.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model answers to a row.
+    """The answer of a model to a row.
 
     Args:
-        text: the row, as it was given.
-        label: of a classification, its label; of a multiple choice, the number of the choice from 0; of a generation,
-            the text itself.
+        text: the row, as given.
+        label: the label of a classification; the number of a choice from 0; or the generated text.
         answer: the verbalizer, choice or generated text.
-        probability: among the candidates, from 0 to 1; None for a generation.
-        probabilities: of every label, or of every choice by its number; None for a generation.
+        probability: probability among the candidates; None for a generation.
+        probabilities: probability of every label, or of every choice by its number; None for a generation.
     """
 
     text: str
@@ -49,19 +48,19 @@ class Prediction:
 
 
 class Predictor:
-    """A run that answers rows of its task, loaded once.
+    """A loaded run that answers rows of its task.
 
         answers = zofo.Predictor("runs/tickets").predict(["I was charged twice for my card"])
 
     Args:
-        run: or its path.
+        run: a run, or its path.
         variant: which model of the run.
-        best: as of the best evaluation.
-        model: where the base model is now, if it has moved; its hash must be the run's.
+        best: use the model of the best evaluation.
+        model: the base model's new location, if it has moved; its hash must match.
         remote_code: allow the model's repository to run its own code.
-        warn: told where a text is asked in another form than the run was trained with; by default it is logged.
-        max_new_tokens: the most tokens of a text that is written, in place of the run's.
-        temperature: of the draws of its tokens, in place of the run's.
+        warn: called if a text is asked in another form than in training; by default it is logged.
+        max_new_tokens: maximum number of new tokens, instead of the run's.
+        temperature: sampling temperature, instead of the run's.
     """
 
     def __init__(
@@ -97,14 +96,13 @@ class Predictor:
         return [column for column in asked if column not in self.task.optional_columns]
 
     def example(self, row: Mapping[str, Any], where: str, plain: bool = False) -> Example:
-        """A row as an example without what is right.
+        """A row as an example without the right answer.
 
         Args:
-            plain: whether it is a user's only turn, which is asked in the form of the chats that the run was trained
-                on.
+            plain: whether it is a single user message, to be asked in the form of the run's training chats.
 
         Raises:
-            DataError: the row lacks a column, or the template cannot take it.
+            DataError: the row lacks a column, or the template cannot render it.
         """
         example = render(self.task, row, where, self._prompt, self._head, right=False)
         if self.task.messages is None:
@@ -113,7 +111,7 @@ class Predictor:
 
     @cached_property
     def loaded(self) -> LoadedModel:
-        """The trained model, loaded when it is first asked for."""
+        """The trained model, loaded on first use."""
         return self._load()
 
     @cached_property
@@ -125,11 +123,11 @@ class Predictor:
         """Answer rows.
 
         Args:
-            texts: one for each prediction; for a task with several columns, rows as dicts or JSON objects; for a chat,
-                what the user says, or the turns as a list or JSON.
+            texts: one per prediction; for a task with several columns, rows as dicts or JSON objects; for a chat, the
+                user's message, or all turns as a list or JSON.
 
         Raises:
-            DataError: a text that the task's template cannot take.
+            DataError: the task's template cannot render a text.
         """
         if isinstance(texts, str | bytes | Mapping) or hasattr(texts, "columns"):
             one = "one text" if isinstance(texts, str | bytes) else "a table or mapping"
@@ -145,17 +143,17 @@ class Predictor:
         return self.answers(written, self.encode(examples)) if examples else []
 
     def encode(self, examples: Sequence[Example]) -> list[Any]:
-        """Examples in tokens, with the demonstrations that the run is asked with.
+        """Encode examples, including the run's demonstrations.
 
         Raises:
-            DataError: a text that is too long, with its place.
+            DataError: a text is too long; the message names it.
         """
         if self._wanted.num_fewshot:
             examples = with_demonstrations(examples, solved_rows(self.run), self._wanted, self.task.separator)
         return self._scorer.encode(examples)
 
     def answers(self, texts: Sequence[str], encoded: Sequence[Any]) -> list[Prediction]:
-        """What the model answers.
+        """The answers of the model.
 
         Raises:
             NonFiniteError: the model gives scores that are not numbers.
@@ -180,7 +178,7 @@ _USUAL = ("text", "sentence", "input", "prompt", "question")  # columns that a r
 
 
 def _row(text: str, fields: Sequence[str], number: int, messages: str | None) -> tuple[Mapping[str, Any], bool]:
-    """The row that a text stands for, and whether it is a plain text: a single column, or the user's only turn."""
+    """The row for a text, and whether it is a plain text: a single column, or a single user message."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
@@ -207,14 +205,14 @@ def _row(text: str, fields: Sequence[str], number: int, messages: str | None) ->
 
 
 def solved_rows(run: RunFolder) -> list[Example]:
-    """The rows of train that a run draws demonstrations from; others than it began with are refused."""
+    """The training rows from which a run draws demonstrations; refused if they have changed."""
     check_rows(run, split_identity(load_examples(run.task, run.config.task, ["train"])))
     return load_examples(run.task, run.config.task.bare, ["train"])["train"]
 
 
 def check_rows(run: RunFolder, rows: Identity) -> None:
-    """Raises RunError for rows of a split, or their tokens, that are not those that a run began with; a split that it
-    did not read is not compared."""
+    """Raise RunError if rows of a split, or their tokens, have changed since a run began; splits it did not read are
+    ignored."""
     hint = f"put them back, or name the rows that are meant: zofo eval {shlex.quote(str(run.path))} --data FILE"
     check_unchanged(run.identity, rows, repr(str(run.path)), {"": hint}, task=run.task.name)
 
@@ -224,11 +222,11 @@ CHAT = "chat"
 
 
 def chat_form(examples: Sequence[Example]) -> dict[str, Any]:
-    """What a run writes down of the chats it is trained on; as JSON, empty where they are none.
+    """The form of the chats that a run is trained on, for its records; as JSON, empty if they are not chats.
 
     Returns:
-        `system`: the turn that begins all of them, "" where none has one, None where they begin in different ways;
-        `thinks`: whether their answers hold what was thought before them; `tools`: whether they name any.
+        `system`: the system message of all of them, "" if none has one, None if they differ; `thinks`: whether their
+        answers contain reasoning; `tools`: whether they list tools.
     """
     chats = [example for example in examples if example.messages]
     if not chats:
@@ -242,8 +240,10 @@ def chat_form(examples: Sequence[Example]) -> dict[str, Any]:
 def in_trained_form(
     example: Example, plain: bool, environment: Mapping[str, Any], warn: Callable[[str], None]
 ) -> Example:
-    """A chat in the form of those that a run was trained on, by its `environment`; before a plain text stands the
-    system turn of the run. `warn` is told where it stays different from the chats of the run."""
+    """A chat in the form of a run's training chats, according to its `environment`.
+
+    A plain text gets the system message of the run. `warn` is called if the form still differs from that of training.
+    """
     form = environment.get(CHAT)
     if not isinstance(form, dict):
         return example
@@ -264,15 +264,16 @@ def in_trained_form(
 
 
 class Conversation:
-    """What was said so far, asked with the chat template of the run's model.
+    """The turns so far, asked with the chat template of the run's model.
 
-    A run that was not trained on chats is asked each text by itself, in its own prompt.
+    A run that was not trained on chats answers each text by itself, in its own prompt.
 
     Args:
-        system: the first turn, in place of the one that the chats of the run begin with.
+        system: the system message, instead of that of the run's training chats.
 
     Raises:
-        ConfigError: the run does not write texts, or asks with several columns; or `system` for a run without chats.
+        ConfigError: the run does not generate texts, or has several columns; or `system` is given for a run without
+            chats.
     """
 
     def __init__(self, predictor: Predictor, system: str | None = None) -> None:
@@ -295,15 +296,15 @@ class Conversation:
 
     @property
     def remembers(self) -> bool:
-        """Whether earlier turns are asked with."""
+        """Whether earlier turns are part of the prompt."""
         return self._column is not None
 
     def restart(self) -> None:
-        """Forget what was said."""
+        """Forget all turns."""
         self._turns = []
 
     def say(self, text: str) -> str:
-        """The answer to a text. What fails, or is answered by nothing, is not remembered.
+        """The answer to a text. A failed or empty answer is not remembered.
 
         Raises:
             DataError: the template refuses the turns, or they are too long for the model.

@@ -1,4 +1,4 @@
-"""How far a piece of work is, on a terminal as a bar and elsewhere as a line now and then; what is said before it."""
+"""Progress of work, as a bar on a terminal and as occasional lines elsewhere; and notes before a run."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ class _Records(io.TextIOBase):
 
 
 def log_console() -> Console:
-    """Where a caller from Python names no console: what would be said is logged, a warning as one, all else as info."""
+    """The console for Python callers that pass none: warnings are logged as warnings, everything else as info."""
     return Console(
         file=cast(IO[str], _Records()), force_terminal=False, force_jupyter=False, no_color=True, width=10_000
     )
 
 
 def say(console: Console, text: str) -> None:
-    """Show a text as it is, on one line however narrow the terminal is."""
+    """Print a text on one line, unwrapped, on any terminal width."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Shown(ProgressColumn):
-    """The `shown` text of a task, as much of it as a narrow terminal has room for."""
+    """The `shown` text of a task, shortened to the width of the terminal."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["shown"], no_wrap=True, overflow="crop")
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar with what is done, how many there are, and the time that is left; with a `shown` text for each task."""
+    """A bar with the amount done, the total, and the time left; with a `shown` text per task."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=10, table_column=Column(no_wrap=True)),
@@ -77,11 +77,11 @@ def progress_bar(console: Console) -> Progress:
 def row_progress(
     console: Console, name: str, total: int, done: int = 0, bar: Progress | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Rows that are done, of all of them, with rows a second and the time that is left; gives what is told of more.
+    """Context that shows rows done, rows per second and the time left; yields a function to report more rows.
 
     Args:
-        done: of them, before it began.
-        bar: that is on the terminal already, to which a line is added while the work lasts.
+        done: rows already done.
+        bar: a bar already on the terminal, which gets an additional line meanwhile.
     """
     first, start = done, time.perf_counter()
     last, shown_in = start, bar or (progress_bar(console) if console.is_terminal else None)
@@ -107,26 +107,26 @@ def row_progress(
 
 
 class EvaluationProgress:
-    """Shows each pass of an evaluation over its rows; below the bar of the steps, while that is there."""
+    """Shows each pass of an evaluation over its rows, below the bar of the steps if there is one."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self.below: Progress | None = None
 
     def __call__(self, rows: int) -> AbstractContextManager[Callable[[int], None]]:
-        """What is opened for a pass over so many rows."""
+        """A context for a pass over this number of rows."""
         return row_progress(self._console, "evaluation", rows, bar=self.below)
 
 
 @contextmanager
 def working(console: Console, what: str) -> Iterator[None]:
-    """While it is open, a terminal shows what is being done."""
+    """Context in which a terminal shows what is being done."""
     with console.status(what) if console.is_terminal else nullcontext():
         yield
 
 
 def start_notes(config: RunConfig, prepared: PreparedRun, method: Method) -> list[str]:
-    """What a user should know before the first step: how rows were read, which tensors move, what a rule costs."""
+    """Notes before the first step: how rows were read, which tensors move, what a rule costs."""
     notes = [f"{prepared.task.kind}, {prepared.task.about}"] if config.task.name is None else []
     packed = quantized_as(prepared.loaded.model) is not None  # several weights in a number, so that none are counted
     if packed:
@@ -147,7 +147,7 @@ def start_notes(config: RunConfig, prepared: PreparedRun, method: Method) -> lis
 
 
 def _unseen(config: RunConfig, prepared: PreparedRun, method: Method) -> list[str]:
-    """That the whole passes of `training.epochs` do not see each row, of one task."""
+    """A note that the whole passes of `training.epochs` do not see every row, for one task."""
     epochs, steps, rows = config.training.epochs, method.planned_steps, prepared.train_rows
     if epochs is None or epochs < 1 or not steps or len(rows) != 1 or method.fixed_steps is not None:
         return []
@@ -166,7 +166,7 @@ _WORTH_SAYING = 2**30  # bytes, of weights that are loaded in a wider number typ
 
 
 def _upcast_note(loaded: LoadedModel) -> list[str]:
-    """Says where a checkpoint in half precision is loaded in float32, which takes twice the memory."""
+    """A note if a half-precision checkpoint is loaded in float32, which takes twice the memory."""
     weights = [one for one in loaded.model.parameters() if one.dtype == torch.float32]
     more = sum(one.nbytes for one in weights) // 2
     if loaded.checkpoint_dtype not in ("bfloat16", "float16") or more < _WORTH_SAYING:
@@ -176,7 +176,7 @@ def _upcast_note(loaded: LoadedModel) -> list[str]:
 
 
 def _sizes(method: Method) -> tuple[int, int]:
-    """How many parameters steps move, and how many the model has, with all of its adapters."""
+    """The number of parameters that steps move, and of the model with all its adapters."""
     theta = set(method.backbone.tensors) if method.backbone is not None else set()
     sizes = [
         (one.numel(), name in theta or one.requires_grad or not set(method.variants).isdisjoint(name.split(".")[-2:]))

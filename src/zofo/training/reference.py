@@ -1,4 +1,4 @@
-"""The page docs/reference.md, made from the types: `python -m zofo.training.reference > docs/reference.md`."""
+"""The page docs/reference.md, generated from the types: `python -m zofo.training.reference > docs/reference.md`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def reference_page() -> str:
 
 
 def _methods() -> Iterator[str]:
-    """Each method with the keys that are its own; keys that several share stand once, under their names."""
+    """Each method with its own keys; shared keys are listed once, under their names."""
     own = [name for name in METHODS if _is_own(METHODS[name])]
     users: dict[Any, list[str]] = {}
     for name in own:
@@ -101,13 +101,13 @@ def _methods() -> Iterator[str]:
 
 
 def _declared(kind: Any) -> list[str]:
-    """The fields that a class itself declares, not those that it inherits."""
+    """The fields that a class itself declares, without inherited ones."""
     fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
     return [name for name in inspect.get_annotations(kind) if name in fields]
 
 
 def _keys(group: type[BaseModel], prefix: str, chosen: set[str] | None = None) -> Iterator[str]:
-    """An item for each field of a class, or for those that are chosen."""
+    """A list item for each field of a class, or for selected ones."""
     for name, field in group.model_fields.items():
         if chosen is None or name in chosen:
             default = field.get_default(call_default_factory=True)
@@ -182,7 +182,7 @@ def _default(value: Any) -> str:
 
 
 def _is_own(part: Any) -> bool:
-    """Whether a part is zofo's; what plugins add is on no page of zofo."""
+    """Whether a part is zofo's own; parts of plugins are not documented here."""
     return str(part.__module__).startswith("zofo.")
 
 
@@ -200,7 +200,7 @@ def _item(text: str) -> str:
 
 
 def _wrapped(text: str, first: str, rest: str) -> str:
-    """A text in lines, broken between words, and in no code."""
+    """A text in lines, broken between words but not inside code."""
     held = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "\0"), " ".join(text.split()))
     wrap = textwrap.TextWrapper(COLUMNS, first, rest, break_long_words=False, break_on_hyphens=False)
     return wrap.fill(held).replace("\0", " ")

@@ -1,4 +1,4 @@
-"""From a freshly loaded model to the weights of a run, the one way that every verb takes; and what a replay led to."""
+"""Restore the weights of a run on a freshly loaded model: the one path for every command; and a cache of replays."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def restore_weights(
     summed: bool,
     cache: ReplayCache | None = None,
 ) -> Backbone | None:
-    """Turn the weights that a run began with into those that it trained.
+    """Change the initial weights of a run into the trained ones.
 
-    If the file of weights holds every tensor that the trajectory moves, as for half precision, it is loaded; else the
+    If the file of weights has every tensor that the trajectory moves, as in half precision, it is loaded; otherwise the
     trajectory is replayed.
 
     Args:
-        loaded: the model, with the weights that the run began with.
-        trajectory: of the backbone; None where it did not move.
-        weights: the safetensors file of weights that were trained by first-order steps; it need not be there.
-        steps: how many of the trajectory; all by default.
-        summed: whether the updates are added up and written at once.
-        cache: where an earlier replay may have kept what it led to.
+        loaded: the model, with the initial weights of the run.
+        trajectory: trajectory of the backbone; None if it did not move.
+        weights: safetensors file of weights trained by first-order steps; may be absent.
+        steps: number of steps to replay; all by default.
+        summed: whether to add updates up and write them at once.
+        cache: a cache of earlier replays.
 
     Returns:
-        The tensors that a replay has moved; None where none was made here.
+        The tensors that a replay has moved; None if there was no replay.
 
     Raises:
-        RunError: the trajectory cannot be replayed; or the file cannot be read, or holds a tensor that the model lacks,
-            of another shape, or not finite.
-        ConfigError: the trajectory selects what the model does not have.
+        RunError: the trajectory cannot be replayed; or the file cannot be read, or has a tensor that the model lacks,
+            with another shape, or with non-finite values. ConfigError: the trajectory selects tensors that the model
+            does not have.
     """
     moved = None
     if trajectory is not None and not _covers(weights, loaded.model, trajectory):
@@ -73,7 +73,7 @@ def restore_weights(
 
 
 def _covers(weights: Path, model: Any, trajectory: Trajectory) -> bool:
-    """Whether a file of weights is there and holds every tensor that a trajectory moves."""
+    """Whether a file of weights exists and has every tensor that a trajectory moves."""
     if not weights.is_file():
         return False
     parts_of(trajectory.header)  # refuses what could not be replayed
@@ -86,10 +86,10 @@ def _covers(weights: Path, model: Any, trajectory: Trajectory) -> bool:
 
 
 def check_run_adapter(folder: Path, method: MethodConfig) -> None:
-    """Raises RunError for the adapter of a run that zofo could not have written: a run folder may come from anyone, and
-    peft's configurations can name modules to import, files to read and sizes to allocate.
+    """Raise RunError for an adapter in a run folder that zofo cannot have written.
 
-    What a method or an adapter of the user's own code makes is not looked at.
+    A run folder may come from anyone, and peft's configurations can name modules to import, files to read and sizes to
+    allocate. Adapters and methods of the user's own code are not checked.
     """
     makers = [METHODS[method.name], *(adapter.kind for adapter in method.adapter_configs)]
     if any(maker.__module__.partition(".")[0] != "zofo" for maker in makers):
@@ -99,15 +99,15 @@ def check_run_adapter(folder: Path, method: MethodConfig) -> None:
 
 
 class ReplayCache:
-    """The weights that a trajectory leads to, as a file that is there once it has been replayed.
+    """The weights that a trajectory leads to, saved to a file after the first replay.
 
-    It is as large as the weights that the trajectory moves, and no part of the run: without it, or with one that does
-    not fit, everything is replayed again.
+    It is as large as the weights that the trajectory moves, and not part of the run: if it is missing or does not
+    match, the trajectory is replayed again.
 
     Args:
-        folder: of such files, which exists.
-        steps: how many steps of the trajectory; None for all.
-        origin: what the weights follow from, such as hashes of the base model and the trajectory.
+        folder: existing folder of such files.
+        steps: number of steps of the trajectory; None for all.
+        origin: everything that determines the weights, such as hashes of the base model and the trajectory.
     """
 
     def __init__(self, folder: Path, steps: int | None, origin: Mapping[str, str]) -> None:
@@ -115,9 +115,9 @@ class ReplayCache:
         self._origin = dict(origin)
 
     def load_or_replay(self, model: Any, replay: Callable[[], Backbone]) -> None:
-        """Bring the freshly loaded base model to where the trajectory leads, by `replay` where nothing is kept.
+        """Restore the weights of a freshly loaded base model from the file, or by `replay` if there is none.
 
-        Of several processes that come at once, one replays, and the others wait for it.
+        If several processes call this at once, one replays, and the others wait.
         """
         if self._taken(model):
             return
@@ -128,7 +128,7 @@ class ReplayCache:
                 self._keep(replay())
 
     def _taken(self, model: Any) -> bool:
-        """Write the weights into the model, if they are there, whole, and of the same origin; else it is as it was."""
+        """Write the weights into the model if they are complete and of the same origin; otherwise it is unchanged."""
         own = selected(model)
         with ExitStack() as stack:
             try:
@@ -148,7 +148,7 @@ class ReplayCache:
         return True
 
     def _keep(self, backbone: Backbone) -> None:
-        """Write the file, whole or not at all, if the disk has room."""
+        """Write the file atomically, if the disk has room."""
         part = temp_path(self._file)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.tensors.items()}
         try:

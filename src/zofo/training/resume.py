@@ -1,4 +1,4 @@
-"""How a run begins: its folder, what is written down at its start, and that what goes on is the same."""
+"""How a run begins: its folder, the records at its start, and the checks of a resumed run."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # othe
 
 
 def create_run_folder(config: RunConfig) -> RunFolder:
-    """A new folder for a run: the configured one, or a new one under `runs`. Raises RunError where there is none to be
-    had."""
+    """Create a folder for a run: the configured one, or a new one under `runs`. Raises RunError if that fails."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     path = config.output_dir or Path("runs") / f"{config.task.title}-{config.method.name}-{stamp}"
     for part in path.parts[1:] if path.is_absolute() else path.parts:
@@ -69,8 +68,9 @@ def create_run_folder(config: RunConfig) -> RunFolder:
 
 
 def find_resumable_run(config: RunConfig) -> RunFolder | None:
-    """The run that this configuration began and did not finish; None where its folder does not exist. Raises RunError
-    where the folder holds something else: a run that has ended, or that was configured otherwise."""
+    """The unfinished run of this configuration; None if its folder does not exist.
+
+    Raises RunError if the folder has something else: a run that has ended, or with another configuration."""
     path = config.output_dir
     if path is None or not path.exists():
         return None
@@ -94,7 +94,7 @@ def find_resumable_run(config: RunConfig) -> RunFolder | None:
 
 
 def identity_of(config: RunConfig, prepared: PreparedRun, objective: str | None = None) -> Identity:
-    """What decides the result of a run, by content; `objective` is as `objective_name` gives it, or not known."""
+    """Everything that determines the result of a run, by content; `objective` comes from `objective_name`."""
     start = opened_start(config)
     return replace(
         prepared_identity(prepared, model_identity(prepared.loaded, prepared.task.kind == "generation")),
@@ -105,13 +105,13 @@ def identity_of(config: RunConfig, prepared: PreparedRun, objective: str | None 
 
 
 def prepared_identity(prepared: PreparedRun, model: Identity) -> Identity:
-    """The identity of what a configuration names, with that of its model."""
+    """The identity of a loaded configuration, including that of its model."""
     splits = split_identity(prepared.examples, prepared.encoded)
     return replace(model, task=task_hash(prepared.task), rows=splits.rows, tokens=splits.tokens, stream=STREAM_VERSION)
 
 
 def objective_name(objective: str, reward: Any | None) -> str:
-    """What a run writes down of its objective: its name, or those of the functions that take its place."""
+    """The recorded name of a run's objective, or the names of the reward functions that replace it."""
     return objective if reward is None else as_rewards(reward).name
 
 
@@ -132,10 +132,10 @@ def write_provenance(
 
 
 def check_provenance(run: RunFolder, prepared: PreparedRun, now: Identity, processes: int = 1) -> list[str]:
-    """Refuse to go on with a run that began with another base model, task, objective or start, or with other rows.
+    """Refuse to resume a run that began with another base model, task, objective, start or rows.
 
-    Gives what its user is told: what an older version did not write down, and where the bits may differ, with other
-    versions or on another device.
+    Returns notes for the user: what an older version did not record, and why bits may differ, such as other versions or
+    another device.
     """
     where = f"choose another folder with output_dir={run.path}-2"
     task, began = prepared.task.name, run.identity
@@ -169,12 +169,12 @@ def check_provenance(run: RunFolder, prepared: PreparedRun, now: Identity, proce
 
 
 def are_places(*values: Any) -> bool:
-    """Whether values say where something lies, which is known by its content."""
+    """Whether values are paths, whose content is compared elsewhere."""
     return all(isinstance(value, str) and Path(value).is_absolute() for value in values)
 
 
 def begun_header(run: RunFolder | None) -> Mapping[str, Any] | None:
-    """The header of the trajectory of a run that goes on, where there is one that says which weights it moves."""
+    """The header of a resumed run's trajectory, if it has one that names the moved weights."""
     try:
         trajectory = None if run is None else run.backbone_trajectory
     except RunError:  # what reads it to go on says what is wrong
@@ -183,8 +183,9 @@ def begun_header(run: RunFolder | None) -> Mapping[str, Any] | None:
 
 
 def begun_selection(header: Mapping[str, Any] | None, model: Any) -> dict[str, Any]:
-    """The options of a method by which it moves the tensors that its run began with, by the header of its trajectory,
-    whatever another version of zofo finds out about which are used."""
+    """The options of a method that select the tensors that its run began with, according to its trajectory.
+
+    Another version of zofo may judge differently which tensors are used."""
     if header is None or "trainable" not in header:
         return {}
     try:
@@ -194,13 +195,13 @@ def begun_selection(header: Mapping[str, Any] | None, model: Any) -> dict[str, A
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether a folder is empty, or what a process left that was killed at its start: the lock is the first of it."""
+    """Whether a folder is empty, or has only the lock that a process killed at its start left."""
     names = {each.name for each in folder.iterdir()}
     return not names or (LOCK in names and names <= _BEGUN)
 
 
 def _numbered(path: Path) -> Path:
-    """Make a new folder there, with a number after its name where runs of the same second have taken it."""
+    """Create a new folder, with a number appended if runs of the same second have taken the name."""
     number, free = 2, path
     while True:
         try:

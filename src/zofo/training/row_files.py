@@ -1,4 +1,4 @@
-"""Rows written to a file, in the form that the end of its name says: JSON lines, CSV, TSV or parquet."""
+"""Write rows to a file in the format of its extension: JSON lines, CSV, TSV or parquet."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def row_bytes(path: Path, rows: Rows, places: Sequence[str]) -> bytes:
-    """Rows as the bytes of a file. Lists and objects in a CSV or TSV file are JSON.
+    """Rows as the bytes of a file. Lists and objects in a CSV or TSV file are written as JSON.
 
     Args:
         path: ends in one of `WRITTEN`.
-        rows: at least one; a column that only some have is empty in the others.
-        places: where each came from, for messages.
+        rows: at least one; missing columns are empty.
+        places: origin of each row, for messages.
 
     Raises:
-        DataError: a value that this kind of file cannot hold, with its place and column.
+        DataError: this format cannot hold a value; the message has its row and column.
     """
     return WRITTEN[path.suffix.lower()](rows, places)
 
@@ -41,7 +41,7 @@ def _json(value: Any, place: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What parquet files hold and JSON lacks: dates, times and decimals, as text."""
+    """Dates, times and decimals of parquet files as text, since JSON lacks them."""
     if isinstance(value, bytes):
         raise TypeError("it has bytes, which are no text")
     return str(value)
@@ -52,7 +52,7 @@ _ASCII = json.JSONEncoder(default=_plain, allow_nan=False)
 
 
 def _is_text(text: str) -> bool:
-    """Whether it holds no half of a character."""
+    """Whether it is valid Unicode, without lone surrogates."""
     return text.isascii() or text.encode("utf-8", "replace").decode() == text
 
 

@@ -1,4 +1,4 @@
-"""A run is a folder, from which its trained model comes back."""
+"""A run is a folder from which its trained model can be restored."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _BY_MODEL = "by --model DIR, of zofo train and zofo eval by model.name=DIR"
 
 
 class RunFolder(RunRecord):
-    """A run, and the one way from a freshly loaded base model to the model that it trained."""
+    """A run, and the one way from a freshly loaded base model to its trained model."""
 
     def on_own_task(self, config: RunConfig) -> RunConfig:
-        """A configuration of this run with the task as it was then: rows of a user's own are not recognised again."""
+        """A configuration of this run with the recorded task; the format of a user's own rows is not detected again."""
         task = config.task
         if task.name is not None or task.several or not self.task_file.is_file():
             return config
@@ -47,12 +47,12 @@ class RunFolder(RunRecord):
         remote_code: bool = False,
         attach: Callable[[Any, Path], object] = load_adapter,
     ) -> LoadedModel:
-        """The trained model, with its tokenizer; of a probe or a vote the base model, which `scorer` asks in their way.
+        """The trained model with its tokenizer; for a probe or a vote the base model, which `scorer` uses.
 
         Args:
-            variant: for runs that leave several models behind, which; by default the one reported first.
-            best: as of the best evaluation instead of the last step.
-            model: where the base model is now, if it has moved.
+            variant: which model, for a run with several; by default the main one.
+            best: the model of the best evaluation instead of the last step.
+            model: the base model's new location, if it has moved.
             remote_code: allow the model's repository to run its own code.
             attach: as in `restore`.
 
@@ -65,7 +65,7 @@ class RunFolder(RunRecord):
         return loaded
 
     def load_base(self, model: str | None = None, remote_code: bool = False) -> LoadedModel:
-        """The base model as it is loaded, with its tokenizer; `model` says where it is now, if it has moved."""
+        """The base model with its tokenizer; `model` is its new location, if it has moved."""
         return load_model(self.base_config(model), remote_code, len(self.task.label_names) or None)
 
     def restore(
@@ -75,14 +75,14 @@ class RunFolder(RunRecord):
         best: bool = False,
         attach: Callable[[Any, Path], object] = load_adapter,
     ) -> None:
-        """Turn the freshly loaded base model into the trained one: replay, or take the weights that say all that a
-        replay would; then attach adapters.
+        """Turn the freshly loaded base model into the trained one: replay, or load the weights that a replay would
+        give; then attach adapters.
 
         Args:
-            loaded: the run's base model, as loaded, without the run that this one may have started from.
-            variant: for runs that leave several models behind, which; by default the one reported first.
-            best: as of the best evaluation instead of the last step.
-            attach: what is done with the model and the folder of its adapter, where there is one.
+            loaded: the run's base model, freshly loaded, without the run that this one may have started from.
+            variant: which model, for a run with several; by default the main one.
+            best: the model of the best evaluation instead of the last step.
+            attach: called with the model and the folder of its adapter, if there is one.
 
         Raises:
             RunError: the base model is not the run's, or a part is missing or damaged.
@@ -104,8 +104,10 @@ class RunFolder(RunRecord):
             attach(loaded.model, adapter)
 
     def restore_as_start(self, loaded: LoadedModel, method: MethodConfig) -> None:
-        """As `restore`, for a run of a method that begins where this one ended: an adapter that is a part of theta is
-        merged, and one that the method goes on with is left to it, see `adapter_for`."""
+        """As `restore`, for a run of a method that starts from this one.
+
+        An adapter that is a part of theta is merged; one that the method continues with is left to it, see
+        `adapter_for`."""
         if self.is_vote:
             raise RunError(
                 f"{str(self.path)!r} is a vote of several models, which is no beginning of one",
@@ -129,8 +131,10 @@ class RunFolder(RunRecord):
         self.restore(loaded, attach=(lambda *_: None) if left else merge_adapter if merged else load_adapter)
 
     def adapter_for(self, method: MethodConfig) -> Path | None:
-        """The folder of this run's adapter, where a method that starts from the run goes on with it; None where the
-        method attaches none, or this run brings none. Raises ConfigError for a method that would attach another one.
+        """The folder of this run's adapter, if a method that starts from the run continues with it.
+
+        None if the method attaches no adapter, or this run has none. Raises ConfigError if the method would attach
+        another one.
         """
         own, asked = self.config.method, method.adapter_configs
         if not asked or METHODS[own.name].adapter_is_theta or (adapter := self.adapter_of()) is None:
@@ -153,17 +157,17 @@ class RunFolder(RunRecord):
         )
 
     def enable_replay_cache(self) -> None:
-        """From now on, keep the weights that a replay leads to, in `replayed/`: for a run that many others start from.
+        """From now on, keep the weights after a replay in `replayed/`, for a run that many others start from.
 
-        A run without a trajectory has nothing to replay, and keeps nothing.
+        Does nothing for a run without a trajectory.
         """
         if self.trajectory.is_file():
             (self.path / REPLAYED).mkdir(exist_ok=True)
 
     def load_start_weights(self, loaded: LoadedModel) -> None:
-        """Bring the freshly loaded base model to where the run began: to the end of the run it started from, if any.
+        """Change the freshly loaded base model to the start of the run: the end of the run it started from, if any.
 
-        Raises RunError where the base model is not the run's.
+        Raises RunError if the base model is not the run's.
         """
         *before, _ = self.chain()
         if before:
@@ -177,16 +181,18 @@ class RunFolder(RunRecord):
         )
 
     def check_not_trained_on(self, asked: TaskConfig, scored: bool = False) -> None:
-        """Raises ConfigError for a task to test on that this run, or one that it started from, was trained on as one of
-        several; `scored`: several tasks are all scored, and not trained on again."""
+        """Raise ConfigError if this run, or one that it started from, was trained on a task to be tested, as one of
+        several.
+
+        `scored`: several tasks are only scored, and not trained on again."""
         for run in reversed(self.chain()):
             check_not_trained_on(run.config.task, asked, str(run.path), scored)
 
     def chain(self) -> list[RunFolder]:
-        """The runs that led to this one, each started from the one before it; this one is the last.
+        """The runs that led to this one, each started from the previous one; this one is the last.
 
         Raises:
-            RunError: one of them is gone, or they start from each other without end.
+            RunError: one of them is missing, or they form a cycle.
         """
         runs, seen = [self], {real(self.path)}
         while (start := runs[0].start) is not None:
@@ -202,7 +208,7 @@ class RunFolder(RunRecord):
 
     @property
     def is_vote(self) -> bool:
-        """Whether it left several models, whose votes are its answer."""
+        """Whether it has several models that vote."""
         return (self.path / VOTE).is_file()
 
     @property
@@ -211,7 +217,7 @@ class RunFolder(RunRecord):
         return opened_start(self.config.model_copy(update={"output_dir": self.path}))
 
     def scorer(self, scorer: TaskEvaluator, best: bool = False) -> TaskEvaluator:
-        """How this run scores candidates and writes texts, where its method brings its own way."""
+        """How this run scores candidates and generates texts, if its method has its own way."""
         file = self.artifact_folder(best)[0] / VOTE
         if file.is_file():
             members, header = read_members(file), Trajectory.read(self.trajectory).header
@@ -221,8 +227,9 @@ class RunFolder(RunRecord):
 
 
 def opened_start(config: RunConfig) -> RunFolder | None:
-    """The run that a run starts from, if any: where it was, or beside the run where both were moved; else raises
-    RunError."""
+    """The run that a run starts from, if any.
+
+    It is looked for at its recorded path, or beside the run if both were moved; otherwise raises RunError."""
     start = config.init_from
     if start is None:
         return None

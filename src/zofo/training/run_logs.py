@@ -1,4 +1,4 @@
-"""What a run wrote of itself: its steps in `metrics.jsonl`, and what its models answered in `answers.jsonl`."""
+"""The logs of a run: its steps in `metrics.jsonl`, and its models' answers in `answers.jsonl`."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ LONGEST = 1000
 
 @dataclass(frozen=True)
 class ScoredExample:
-    """An example, and what each model of a run answered.
+    """An example, and the answer of each model of a run.
 
     Args:
-        split: that it is of.
+        split: its split.
         where: file and line, or source and row.
-        text: the prompt, or the texts of a classifier, or the turns before the answer; its end, if it is long.
-        candidates: texts that may follow; for a generation, the answer to train on.
+        text: the prompt, or the texts of a classifier, or the turns before the answer; only the end if it is long.
+        candidates: texts that may follow; for a generation, the training answer.
         golds: the right candidates.
         answers: for a generation, every accepted answer.
         group: rows with the same group belong together.
-        task: name of the task, if there are several at once.
+        task: name of the task, if there are several.
         predicted: by variant, the index of the predicted candidate, or the generated text.
-        losses: by variant.
-        positive: the candidate whose F1 is meant, if it is not the last of two.
+        losses: loss by variant.
+        positive: the candidate that F1 is for, if it is not the second of two.
     """
 
     split: str
@@ -53,26 +53,26 @@ class ScoredExample:
 
     @property
     def example(self) -> Example:
-        """The example as metrics take it."""
+        """The example in the form that metrics take."""
         asked = self.text, self.candidates, self.golds, self.answers, self.group, self.where
         return Example(*asked, task=self.task, positive=self.positive)
 
     def said(self, variant: str) -> str:
-        """What was answered, as text."""
+        """The answer as text."""
         found = self.predicted[variant]
         return self.candidates[found].strip() if isinstance(found, int) else found
 
     @property
     def right(self) -> str:
-        """What would have been right, as text."""
+        """The right answer as text."""
         return " / ".join(self.answers or [self.candidates[gold].strip() for gold in self.golds])
 
 
 def write_answers(path: Path, scored: Mapping[str, tuple[Sequence[Example], Mapping[str, Evaluation]]]) -> None:
-    """Write a line an example: whole, or not at all.
+    """Write one line per example, atomically.
 
     Args:
-        scored: by split, its examples and the evaluation of each variant.
+        scored: the examples of each split, and the evaluation of each variant.
     """
     lines = [json.dumps(asdict(one)) + "\n" for split, given in scored.items() for one in _examples(split, *given)]
     if lines:
@@ -93,10 +93,10 @@ def _examples(split: str, examples: Sequence[Example], scores: Mapping[str, Eval
 
 
 def read_answers(path: Path) -> list[ScoredExample]:
-    """The examples of such a file; none where there is no file, as of a run of an older version.
+    """The examples of such a file; empty if there is no file, as in a run of an older version.
 
     Raises:
-        RunError: the file is damaged; names the line.
+        RunError: the file is damaged; the message names the line.
     """
     check_not_special(path)
     if not path.is_file():
@@ -120,14 +120,14 @@ MAXIMISED = ("reward", "score")
 
 
 def maximised(number: float) -> float:
-    """A loss that is minus a score, as the score; no minus before a zero."""
+    """A loss that is minus a score, as the score; never -0."""
     return 0.0 - number
 
 
 def told_of_step(line: Mapping[str, Any]) -> tuple[str, float]:
-    """What a step was made by, as its line tells it: `loss`, or one of `MAXIMISED`, and its value.
+    """The quantity of a step in its log line: `loss` or one of `MAXIMISED`, and its value.
 
-    A run by a reward of an older version wrote minus the reward, as `loss`.
+    Older versions logged minus the reward as `loss`.
     """
     name = next((name for name in MAXIMISED if name in line), "loss")
     return name, line[name]
@@ -140,10 +140,10 @@ def loss_of_step(line: Mapping[str, Any]) -> float:
 
 
 def metrics_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of the file; the last one is left out where a kill has cut it.
+    """The lines of the file; a last line that a kill has cut is ignored.
 
     Raises:
-        RunError: the file cannot be read, or a line is not one that a run writes; names it.
+        RunError: the file cannot be read, or a line is invalid; the message names it.
     """
     try:
         check_not_special(path)

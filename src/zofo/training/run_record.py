@@ -1,4 +1,4 @@
-"""The files of a run: what was asked, what happened, and what came out of it."""
+"""The files of a run: its configuration, its logs, and its results."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ R = TypeVar("R", bound="RunRecord")
 
 
 class RunRecord:
-    """The paths inside a run, and what they hold.
+    """The paths inside a run, and their contents.
 
     `config.yaml` is the resolved configuration, `task.yaml` the task, `environment.json` versions and hashes,
-    `metrics.jsonl` a line a step and an evaluation, `trajectory.bin` the updates of the backbone, `adapter/` a peft
+    `metrics.jsonl` a line per step and evaluation, `trajectory.bin` the updates of the backbone, `adapter/` a peft
     adapter (`lower_adapter/` the second one of `bilevel`), `weights.safetensors` weights trained by first-order steps,
-    `best/` the same as of the best evaluation, `summary.json` the outcome, `samples.jsonl` answers before and after
-    training by a reward, `replayed/` what replays led to, see `enable_replay_cache`, `tracking/` what trackers keep.
+    `best/` the same after the best evaluation, `summary.json` the outcome, `samples.jsonl` answers before and after
+    training with a reward, `replayed/` a cache of replays (see `enable_replay_cache`), `tracking/` the files of
+    trackers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,32 +49,33 @@ class RunRecord:
         self.checkpoints, self.best, self.task_file = path / "checkpoints", path / "best", path / TASK
 
     def locked(self) -> AbstractContextManager[None]:
-        """While it is open, no other process may train in the folder; raises RunError where another one does."""
+        """Context in which no other process may train in the folder; raises RunError if one does."""
         return locked(self.path / LOCK, "training in")
 
     def check_not_ended(self) -> None:
-        """Raises RunError if another process ended the run before this one had the lock."""
+        """Raise RunError if another process finished the run before this one got the lock."""
         if self.ended:
             raise RunError(f"another process has just ended the run {str(self.path)!r}", "look at what it made")
 
     def clear_logs(self) -> None:
-        """Remove the logs of a run that begins again, since it was stopped before its first checkpoint."""
+        """Delete the logs of a run that starts again, since it was stopped before its first checkpoint."""
         self.metrics.unlink(missing_ok=True)
         self.trajectory.unlink(missing_ok=True)
 
     def forget_outcome(self) -> None:
-        """Remove the outcome of a run that goes on: it is of an earlier stop."""
+        """Delete the outcome of an earlier stop when a run is resumed."""
         (self.path / SUMMARY).unlink(missing_ok=True)
         temp_path(self.path / SUMMARY).unlink(missing_ok=True)
 
     @property
     def ended(self) -> bool:
-        """Whether the run has made all of its steps; an unreadable summary raises RunError, or the run would begin
-        again."""
+        """Whether the run has made all of its steps.
+
+        An unreadable summary raises RunError, since the run would otherwise start again."""
         return (self.path / SUMMARY).exists() and self.summary.get("stopped", "") is None
 
     def clear_leftovers(self) -> None:
-        """Remove the checkpoints of a run that has ended, where its process was killed before it could."""
+        """Delete the checkpoints of a finished run whose process was killed before it could."""
         if not self.checkpoints.is_dir():
             return
         with suppress(RunError):  # another process is at it, or the run is only to be read
@@ -83,7 +85,7 @@ class RunRecord:
 
     @classmethod
     def open(cls: type[R], path: Path | str) -> R:
-        """An existing run.
+        """Open an existing run.
 
         Raises:
             RunError: no run there.
@@ -97,14 +99,15 @@ class RunRecord:
 
     @property
     def backbone_trajectory(self) -> Trajectory | None:
-        """The trajectory, read; None for a run whose backbone did not move."""
+        """The trajectory; None for a run whose backbone did not move."""
         found = Trajectory.read(self.trajectory) if self.trajectory.is_file() else None
         return None if found is None or found.of_adapter else found
 
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration the run was made with; raises RunError where config.yaml was changed since, and names the
-        first key."""
+        """The recorded configuration.
+
+        Raises RunError if config.yaml has been changed since; the message names the first key."""
         file, began = self.path / CONFIG, self.identity.configuration
         content = read_yaml(file)
         if not content:
@@ -124,8 +127,9 @@ class RunRecord:
         return found
 
     def as_begun(self, config: RunConfig) -> RunConfig:
-        """A configuration that is to go on with this run, with what the run began with before there was a key for it:
-        of conversations the last answer was trained."""
+        """A configuration to resume this run with, including settings from before there was a key for them.
+
+        Then only the last answer of a conversation was trained."""
         begun = self.config.task.trained_turns  # which finds a damaged record
         if config.task.trained_turns != "auto" or "trained_turns" in (read_yaml(self.path / CONFIG).get("task") or {}):
             return config
@@ -134,7 +138,7 @@ class RunRecord:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The outcome; raises RunError for a run that has not ended."""
+        """The outcome; raises RunError for an unfinished run."""
         path = self.path / SUMMARY
         if not path.is_file():
             raise RunError(
@@ -148,16 +152,16 @@ class RunRecord:
         return content
 
     def base_config(self, model: str | None = None) -> ModelConfig:
-        """The configuration of the base model; `model` says where it is now, if it has moved."""
+        """The configuration of the base model; `model` is its new location, if it has moved."""
         return self.config.model if model is None else self.config.model.model_copy(update={"name": model})
 
     def sources(self, model: str | None = None) -> list[Path]:
-        """The folders that are only read when the run is: its own, and that of its base model, where it lies in one."""
+        """The folders that the run only reads: its own, and that of its base model, if it is one."""
         base = Path(self.base_config(model).name)
         return [self.path, base] if base.is_dir() else [self.path]
 
     def artifact_hashes(self) -> dict[str, str]:
-        """SHA-256 of every file that holds a part of the trained model, by its path inside the run."""
+        """SHA-256 of every file of the trained model, by relative path."""
         left_out = {self.checkpoints, self.path / REPLAYED, self.path / TRACKING}
         return {
             path.relative_to(self.path).as_posix(): sha256_of(path)
@@ -166,7 +170,7 @@ class RunRecord:
         }
 
     def verify(self) -> None:
-        """Raises RunError for a part of the trained model that is missing, or has not the SHA-256 in `summary.json`."""
+        """Raise RunError if a file of the trained model is missing, or does not match the SHA-256 in `summary.json`."""
         for name, digest in self.summary["parts"].items():
             path = self.path / name
             if not path.is_relative_to(self.path) or ".." in Path(name).parts or "\0" in name:
@@ -184,7 +188,7 @@ class RunRecord:
 
     @cached_property
     def task(self) -> Task:
-        """The task as it was when the run was made; raises RunError where it was changed since the run began."""
+        """The recorded task; raises RunError if it has been changed since the run began."""
         with naming_lost_plugins(self.path):
             found = parse_task(task_as_now(task_content(str(self.task_file))), str(self.task_file))
         if self.identity.task not in (None, task_hash(found)):
@@ -200,7 +204,7 @@ class RunRecord:
         return None if self.config.task.several else self.task
 
     def write_outcome(self, outcome: dict[str, Any]) -> None:
-        """Write `summary.json`, with all parts of the model: whole, and after all that it names is on the disk."""
+        """Write `summary.json` and all parts of the model, atomically, after everything it refers to is on disk."""
         fsync_tree(self.path)
         atomic_write_text(
             self.path / SUMMARY, json.dumps({**outcome, "parts": self.artifact_hashes()}, indent=2) + "\n"
@@ -215,26 +219,26 @@ class RunRecord:
 
     @property
     def base_hash(self) -> str:
-        """SHA-256 of all weights that the run began with."""
+        """SHA-256 of the initial weights of the run."""
         return str(self.identity.model_hash)
 
     @property
     def trained_hash(self) -> str:
-        """SHA-256 of the trained model: of every part of it."""
+        """SHA-256 of all parts of the trained model."""
         return content_hash(self.summary["parts"])
 
     @cached_property
     def identity(self) -> Identity:
-        """What the run was made from, by content; parts that an older version did not write down are None."""
+        """What the run was made from, by content; parts that an older version did not record are None."""
         return Identity.load(self.path / ENVIRONMENT)
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Versions of what the run was made with, and hashes of the weights and the rows that it began with."""
+        """Versions of the run's software, and hashes of its initial weights and its rows."""
         return read_json_object(self.path / ENVIRONMENT)
 
     def artifact_folder(self, best: bool = False) -> tuple[Path, int | None]:
-        """Where adapters and weights lie, and after how many steps they are so; None for all."""
+        """The folder of adapters and weights, and after how many steps they were saved; None for all."""
         if not best:
             return self.path, None
         if not self.best.is_dir():
@@ -242,8 +246,9 @@ class RunRecord:
         return self.best, int(self.summary["best"]["step"])
 
     def adapter_of(self, variant: str | None = None, best: bool = False) -> Path | None:
-        """The folder of a variant's adapter; None for a variant without one, RunError for one with an adapter for each
-        task."""
+        """The folder of a variant's adapter; None for a variant without one.
+
+        Raises RunError for a variant with one adapter per task."""
         variant, (folder, _) = self._known_variant(variant), self.artifact_folder(best)
         if not (folder / variant).is_dir():
             return None
@@ -256,7 +261,7 @@ class RunRecord:
 
 
 def _run_near(path: Path) -> str:
-    """What to type in place of a path where no run is."""
+    """A hint for a path where there is no run."""
     if path.is_file():
         return f"of a patch: zofo apply {shlex.quote(str(path))} --base MODEL --out DIR, and then take that"
     if (within := min(path.glob(f"*/{CONFIG}"), default=None)) is not None:

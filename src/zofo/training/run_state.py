@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds, and how all of it is taken back."""
+"""The content of a checkpoint, and how it is restored."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ _PROGRESS, _STATE, _TENSORS = "progress.json", "state.json", "state.safetensors"
 
 
 def should_checkpoint_weights(method: Method, wanted: bool | None) -> bool:
-    """Whether a checkpoint holds theta itself, and not only the trajectory that leads to it: as configured, or else
-    where a replay is dear, as it is in place, for rules whose updates are no displacements, and where theta decays."""
+    """Whether a checkpoint contains theta itself, in addition to the trajectory.
+
+    As configured; by default if a replay is expensive: in place, for rules whose updates are not displacements, and
+    with a displacement decay."""
     if method.evaluator is None or wanted is not None:
         return bool(wanted)
     rule = method.rule
@@ -37,9 +39,9 @@ def should_checkpoint_weights(method: Method, wanted: bool | None) -> bool:
 
 
 class ResumePoint(NamedTuple):
-    """What a run had done when a checkpoint of it was written: steps, seconds, and the bytes of its two logs.
+    """The progress at a checkpoint: steps, seconds, and the sizes of the two logs.
 
-    By default nothing; a log of None bytes begins anew.
+    By default nothing; a log with size None starts again.
     """
 
     steps: int = 0
@@ -49,7 +51,7 @@ class ResumePoint(NamedTuple):
 
 
 class _Part(BaseModel):
-    """A part of `progress.json`, of exactly these types."""
+    """A part of `progress.json`, with exactly these types."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -83,19 +85,19 @@ class _SavedState(_Part):
     @model_validator(mode="before")
     @classmethod
     def _of_an_older_version(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """One that kept the length of the log alone, and counted no skips."""
+        """Convert the format of an older version, which kept only the log's length, and counted no skips."""
         if isinstance(given.get("metrics"), dict):
             return given
         return {"skipped": 0, **given, "metrics": {"bytes": given.get("metrics"), "sha256": ""}}
 
 
 class RunState:
-    """Everything of a run that a checkpoint holds.
+    """Everything of a run that a checkpoint contains.
 
     Args:
         weights: whether theta itself is saved.
-        skips: steps without a finite loss, as counted so far.
-        began: SHA-256 of what the run began with, which a checkpoint keeps; None for what is not known.
+        skips: counter of steps with a non-finite loss.
+        began: SHA-256 of what the run began with, stored in a checkpoint; None if unknown.
     """
 
     def __init__(
@@ -113,8 +115,9 @@ class RunState:
     def save(
         self, steps: int, folder: Path, metrics: MetricsLogger, trajectory: TrajectoryWriter | None, seconds: float
     ) -> None:
-        """Write it into the folder of a checkpoint, with length and SHA-256 of the metrics and the length of the
-        trajectory, whose records have checksums."""
+        """Write the state to the folder of a checkpoint, with length and SHA-256 of the metrics.
+
+        Of the trajectory only the length is written, since its records have checksums."""
         state = self._method.state_dict(self._weights)
         content: dict[str, Any] = {
             "steps": steps,
@@ -141,16 +144,15 @@ class RunState:
     def restore(
         self, checkpoint: Checkpoint, metrics: Path, trajectory: Path, header: Mapping[str, Any] | None = None
     ) -> ResumePoint:
-        """Take it back, in a method that stands at the base weights.
+        """Restore the state into a method that is at the base weights.
 
         Args:
-            trajectory: of the run, which leads to theta where the checkpoint does not hold it.
-            header: of the trajectory, as this version would begin it; by default any will do.
+            trajectory: trajectory of the run, which restores theta if the checkpoint does not contain it.
+            header: header that this version would write; by default it is not compared.
 
         Raises:
-            CheckpointError: the checkpoint lacks something or does not fit, or a log or the record of what the run
-                began with is not what it was then.
-            RunError: the trajectory is damaged, or was begun with another header.
+            CheckpointError: the checkpoint is incomplete or does not match, or a log or the record of the run's start
+                has changed since. RunError: the trajectory is damaged, or has another header.
         """
         content = checkpoint.json(_PROGRESS)
         try:
@@ -174,7 +176,7 @@ class RunState:
         return ResumePoint(progress.steps, progress.seconds, progress.metrics.bytes, progress.trajectory)
 
     def _check_run(self, progress: _SavedState, checkpoint: Checkpoint) -> None:
-        """Raises ValueError for what cannot be of this run and this checkpoint."""
+        """Raise ValueError for values that cannot belong to this run and this checkpoint."""
         scored = progress.evaluating["last"]
         for key, fits in {
             "steps": progress.steps == checkpoint.step,
@@ -188,8 +190,9 @@ class RunState:
                 raise ValueError(f"{key} cannot be {getattr(progress, key)!r}")
 
     def _replay(self, path: Path, size: int, header: Mapping[str, Any] | None) -> None:
-        """Bring theta to where the trajectory leads, unless the checkpoint holds it. Raises RunError for a trajectory
-        that is damaged, or whose further records would mean something else than those it has."""
+        """Restore theta from the trajectory, unless the checkpoint contains it.
+
+        Raises RunError for a trajectory that is damaged, or whose further records would have another meaning."""
         recorded, method = Trajectory.read(path, size), self._method
         stored, now = recorded.header, _as_read(header or recorded.header)
         key = next((key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)), None)
@@ -204,7 +207,7 @@ class RunState:
             replay_records(recorded.records, method.rule, method.evaluator.theta)
 
     def _load(self, progress: _SavedState, checkpoint: Checkpoint) -> None:
-        """Load the state of the method and the scores; ValueError for one that is not whole."""
+        """Load the state of the method and the scores; ValueError if it is incomplete."""
         method, state, scores = self._method, checkpoint.json(_STATE), progress.evaluating
         tensors = load_file(checkpoint.path / _TENSORS)
         if _shapes_of(tensors) != progress.tensors:
@@ -225,7 +228,7 @@ _COPY_OR_AGAIN = "put back a copy of it, or start again with another output_dir=
 
 
 def _reason(error: Exception) -> str:
-    """Why a checkpoint does not fit, in a line."""
+    """Why a checkpoint does not match, in one line."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -233,17 +236,17 @@ def _reason(error: Exception) -> str:
 
 
 def _shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Any]]:
-    """Number type and shape of each tensor, as JSON."""
+    """Dtype and shape of each tensor, as JSON."""
     return {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()}
 
 
 def _as_read(values: Any) -> Any:
-    """Values as they are after they were written and read."""
+    """Values after a round trip through JSON."""
     return json.loads(json.dumps(values))
 
 
 def _check_like(found: Any, like: Any, at: str) -> None:
-    """Raises ValueError for JSON values that lack a key of a run that has just begun, or hold another type there."""
+    """Raise ValueError for JSON values that lack a key of a new run's state, or have another type."""
     if like is None:  # nothing yet
         return
     kinds: Any = (float, int) if isinstance(like, float) else type(like)
@@ -256,7 +259,7 @@ def _check_like(found: Any, like: Any, at: str) -> None:
 
 
 def _check_log(path: Path, size: int, sha256: str = "") -> None:
-    """Raises CheckpointError for a log that does not begin with what it held when the checkpoint was written."""
+    """Raise CheckpointError for a log that does not begin with its content at the time of the checkpoint."""
     found = path.stat().st_size if path.is_file() else 0
     if found < size:
         raise CheckpointError(
@@ -273,5 +276,5 @@ def _check_log(path: Path, size: int, sha256: str = "") -> None:
 
 
 def _part(number: int | str) -> str:
-    """The file of a part that the method keeps in files of its own."""
+    """The file of a part that the method keeps in separate files."""
     return f"state-{number}.safetensors"

@@ -1,4 +1,4 @@
-"""What is trained, once it is built and checked: the parts of its loop, how it is scored, and what is said of it."""
+"""A built and checked run: the parts of its loop, its scoring, and its notes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from zofo.training.run_state import RunState, should_checkpoint_weights
 
 @dataclass(frozen=True)
 class Session:
-    """What is trained, built and checked; of a run that goes on, `begun` is the header of its trajectory."""
+    """A built and checked method with its run's data; `begun` is the header of a resumed run's trajectory."""
 
     prepared: PreparedRun
     context: TrainingContext
@@ -42,13 +42,13 @@ class Session:
 
 
 def rewards_of(trained: Session, config: RunConfig) -> Rewards | None:
-    """What is maximised, in place of a loss or beside it; None where losses alone are trained."""
+    """The rewards that training maximises, instead of a loss or in addition; None if there are none."""
     context, beside = trained.context, config.method.score_beside
     return (context if beside is None or context.by_objective is None else context.by_objective(beside)).rewards
 
 
 def trajectory_header(config: RunConfig, trained: Session) -> dict[str, Any]:
-    """What a trajectory says of itself, with the seed."""
+    """The header of a trajectory, including the seed."""
     header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **trained.method.replay_header()}
     if trained.begun is not None and "trainable" in trained.begun:
         header["trainable"] = trained.begun["trainable"]  # the same tensors: see `begun_selection`
@@ -56,7 +56,7 @@ def trajectory_header(config: RunConfig, trained: Session) -> dict[str, Any]:
 
 
 def _scoring(trained: Session, split: Split, shown: EvaluationProgress) -> EvaluationCallback:
-    """Scores the method as it stands on a split, which is looked up when it is asked for."""
+    """A callback that scores the current model on a split."""
     method, prepared, processes = trained.method, trained.prepared, trained.context.processes
 
     def score(counts: Counts) -> Evaluation:
@@ -68,16 +68,16 @@ def _scoring(trained: Session, split: Split, shown: EvaluationProgress) -> Evalu
 
 @dataclass(frozen=True)
 class LoopParts:
-    """What the loop of a run is made of, in every process of it.
+    """The parts of a run's loop, in every process.
 
     Args:
-        scorings: on validation, on test after the last step, and on test at the best evaluation.
-        best: which evaluation that was.
-        checkpoints: of the run.
-        skips: steps without a finite loss.
-        early: whether the run has ended before its last step.
-        state: everything that a checkpoint holds.
-        signals: that ask this process to stop.
+        scorings: evaluations on validation, on test after the last step, and on test at the best evaluation.
+        best: the best evaluation.
+        checkpoints: checkpoints of the run.
+        skips: counter of steps with a non-finite loss.
+        early: early stopping.
+        state: everything that a checkpoint contains.
+        signals: signals that ask this process to stop.
     """
 
     scorings: tuple[EvaluationCallback, EvaluationCallback, EvaluationCallback]
@@ -90,7 +90,7 @@ class LoopParts:
 
 
 def loop_parts(folder: RunFolder, config: RunConfig, trained: Session, shown: EvaluationProgress) -> LoopParts:
-    """The parts of a loop that begins. Only the first process keeps the best model."""
+    """Build the parts of a loop. Only the first process saves the best model."""
     method, training, processes = trained.method, config.training, trained.context.processes
     splits: tuple[Split, ...] = ("validation", "test", "test")
     evaluating, testing, testing_best = (_scoring(trained, split, shown) for split in splits)
@@ -120,7 +120,7 @@ def run_parts(
     checkpointing: CheckpointCallback,
     first: int,
 ) -> None:
-    """Make the steps after the `first` ones, and score the test split where that is asked for."""
+    """Make the steps after the first `first`, and score the test split if configured."""
     training, (evaluating, testing, testing_best), best = config.training, parts.scorings, parts.best
     due, scored = training.evaluated_after(trained.steps), evaluating.steps_evaluated if evaluating.last else None
     enough = parts.early.has_enough
@@ -134,7 +134,7 @@ def run_parts(
 
 
 def say_notes(config: RunConfig, trained: Session, console: Console) -> None:
-    """Say what a user should know before the first step."""
+    """Print the notes before the first step."""
     processes, notes = trained.context.processes, [f"note: {note}" for note in trained.notes]
     if not processes.alone:
         notes.append(f"{processes.size} processes share out the examples of each batch; memory is that of the first")
@@ -142,6 +142,6 @@ def say_notes(config: RunConfig, trained: Session, console: Console) -> None:
 
 
 def say_all(console: Console, lines: Sequence[str]) -> None:
-    """Say some lines."""
+    """Print lines."""
     for line in lines:
         say(console, line)

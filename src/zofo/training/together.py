@@ -1,4 +1,4 @@
-"""A run of several processes: that they begin with the same, and what those do of it that write nothing."""
+"""Runs in several processes: checks that they start alike, and the work of processes that write nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from zofo.training.versions import device_fingerprint
 
 
 def check_shareable(config: RunConfig, processes: Processes) -> None:
-    """Raises ConfigError for what several processes cannot do together."""
+    """Raise ConfigError for features that several processes do not support."""
     if processes.alone:
         return
     name = config.method.name
@@ -52,8 +52,9 @@ def check_shareable(config: RunConfig, processes: Processes) -> None:
 
 @torch.no_grad()
 def check_reward(context: TrainingContext) -> None:
-    """Raises ConfigError where a row has another reward alone than among others, unless it differs each time. In half
-    precision that tells nothing: the answer itself may be another among others."""
+    """Raise ConfigError if a row has another reward alone than among others, unless rewards vary anyway.
+
+    Not in half precision, where the answer itself can depend on the other rows."""
     half = {torch.bfloat16, torch.float16}
     if context.processes.alone or any(parameter.dtype in half for parameter in context.model.parameters()):
         return
@@ -73,7 +74,7 @@ _IN_ONE = "train in one process: type the command without its launcher"
 
 
 def begun_run(config: RunConfig, processes: Processes) -> RunFolder | None:
-    """The run that this configuration began and did not finish, as the first process finds it."""
+    """The unfinished run of this configuration, as the first process finds it."""
 
     def found() -> str | None:
         run = find_resumable_run(config)
@@ -84,7 +85,7 @@ def begun_run(config: RunConfig, processes: Processes) -> RunFolder | None:
 
 
 def check_same(processes: Processes, identity: Identity, prepared: PreparedRun) -> None:
-    """Raises RunError where another process than the first has other weights, rows, seeds or versions."""
+    """Raise RunError if a process has other weights, rows, seeds or versions than the first."""
     if processes.alone:
         return
     versions = device_fingerprint(prepared.loaded.device)
@@ -101,7 +102,7 @@ def check_same(processes: Processes, identity: Identity, prepared: PreparedRun) 
 
 
 def _difference(first: Any, other: Any, rank: int, prepared: PreparedRun) -> str | None:
-    """What differs between two processes, in words."""
+    """The difference between two processes, in words."""
     (identity, versions), (own, own_versions) = first, other
     for ours, theirs in ((identity.get("configuration"), own.get("configuration")), (versions, own_versions)):
         for key, (new, old) in differences(theirs, ours):
@@ -115,8 +116,9 @@ def _difference(first: Any, other: Any, rank: int, prepared: PreparedRun) -> str
 def resumed(
     folder: RunFolder, trained: Session, parts: LoopParts, header: Mapping[str, Any], warn: Callable[[str], None]
 ) -> ResumePoint:
-    """Take the run back to its newest checkpoint, or to its beginning, in every process; the outcome of an earlier stop
-    goes."""
+    """Restore the newest checkpoint of the run, or its beginning, in every process.
+
+    Deletes the outcome of an earlier stop."""
     processes, saved = trained.context.processes, dict[int, Checkpoint]()
 
     def latest_step() -> int | None:
@@ -138,7 +140,7 @@ def resumed(
 
 
 def accompany(folder: RunFolder, config: RunConfig, trained: Session, console: Console) -> None:
-    """What a process other than the first does of a run: its share of all that is asked, and all updates."""
+    """The work of a process other than the first: its share of all losses, and all updates."""
     if not (folder.path / CONFIG).is_file():
         raise RunError(
             f"process {trained.context.processes.rank} does not find the run folder {str(folder.path)!r}",
@@ -155,13 +157,13 @@ def accompany(folder: RunFolder, config: RunConfig, trained: Session, console: C
 
 
 class SameState(Callback):
-    """Finds out, at each evaluation, whether all processes still have the same weights and state."""
+    """Checks at each evaluation that all processes have the same weights and state."""
 
     def __init__(self, trained: Session) -> None:
         self._method, self._processes = trained.method, trained.context.processes
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
-        """Raises RunError where they differ."""
+        """Raise RunError if they differ."""
         if self._processes.alone:
             return
         states = self._processes.gather_json(state_hash(self._method))
@@ -175,7 +177,7 @@ class SameState(Callback):
 
 
 def state_hash(method: Method) -> str:
-    """SHA-256 of all that a method keeps, its weights too; not of the counts, of which each process has its own."""
+    """SHA-256 of a method's state including its weights, but not the counts, which differ by process."""
     state = method.state_dict(weights=True)
     values = {name: value for name, value in state.values.items() if not name.endswith("counts")}
     return content_hash([_without_counts(values), fingerprint(state.tensors)])

@@ -1,4 +1,5 @@
-"""The numbers of `metrics.jsonl` for trackers: TensorBoard, trackio, MLflow, W&B, and what else accelerate knows."""
+"""Send the numbers of `metrics.jsonl` to trackers: TensorBoard, trackio, MLflow, W&B, and others that accelerate
+supports."""
 
 from __future__ import annotations
 
@@ -26,9 +27,9 @@ class _Place(NamedTuple):
     """Where a run is tracked.
 
     Args:
-        name: of the run, which no other has.
-        known: the tracker's id of it, where the run goes on; None where it begins.
-        steps: that are made already.
+        name: unique name of the run.
+        known: the tracker's id of a resumed run; None for a new one.
+        steps: number of steps already made.
     """
 
     folder: Path
@@ -38,13 +39,13 @@ class _Place(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """How accelerate's class for a tracker is made to go on in the same place.
+    """How to make accelerate's class for a tracker continue an existing run.
 
     Args:
-        options: for the class, beside the name of the project.
-        id_of: its object for the run -> what it needs to go on with it.
-        package: that has to be installed.
-        project: its runs stand in; of TensorBoard, the folder.
+        options: options of the class, besides the project name.
+        id_of: returns the id of the tracker's run, to continue it.
+        package: package that must be installed.
+        project: project of its runs; for TensorBoard, the folder.
     """
 
     options: Callable[[_Place], dict[str, Any]]
@@ -82,7 +83,7 @@ _KINDS |= {name: _Kind(lambda _: {}, lambda _: None, package) for name, package 
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises ConfigError for a tracker that is unknown, or whose package is not installed."""
+    """Raise ConfigError for an unknown tracker, or one whose package is not installed."""
     for name in names:
         if name not in _KINDS:
             raise UnknownNameError("tracker in training.report_to", name, _KINDS)
@@ -95,11 +96,11 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers(Callback):
-    """Sends the numbers of each line of `metrics.jsonl` to trackers, at the number of steps that were made.
+    """Sends the numbers of each line of `metrics.jsonl` to trackers, at the current number of steps.
 
-    Those of a step have the names of the log. Those of another line stand under its event, as in `evaluation/accuracy`,
-    and of a further model of the run as in `evaluation/lower_adapter/accuracy`. A tracker that fails is left out from
-    then on, which is said once.
+    Numbers of a step have the names of the log. Those of other lines are prefixed with their event, as in
+    `evaluation/accuracy`, and with the model for further models of a run, as in `evaluation/lower_adapter/accuracy`. A
+    tracker that fails is disabled, with one warning.
     """
 
     def __init__(self, folder: Path, config: RunConfig, main: str, warn: Callable[[str], None]) -> None:
@@ -107,7 +108,7 @@ class Trackers(Callback):
         self._open: dict[str, Any] = {}
 
     def begin(self, metrics: MetricsLogger, steps: int) -> Trackers:
-        """Open the trackers, of a run that has made so many steps, and listen to its log."""
+        """Open the trackers for a run with this number of steps, and subscribe to its log."""
         names = self._config.training.report_to
         if not names:
             return self
@@ -157,7 +158,7 @@ class Trackers(Callback):
         self._open = {}
 
     def _safely(self, kind: str, act: Callable[..., Any], *given: Any) -> Any:
-        """What a tracker gives; None where it fails, and then it is left out."""
+        """The result of a tracker's call; None if it fails, and then it is disabled."""
         try:
             with redirect_stdout(sys.stderr):  # what trackers say is not what the command answers
                 return act(*given)

@@ -77,28 +77,28 @@ from zofo.trajectory.format import Trajectory, TrajectoryWriter
 def train(
     config: RunConfig, console: Console | None = None, remote_code: bool = False, reward: Any | None = None
 ) -> RunFolder:
-    """Train what `config` describes and write its run folder; go on with it where it was stopped.
+    """Train what `config` describes and write its run folder; resume it if it was stopped.
 
-    A run that has not ended goes on from its newest whole checkpoint, to the bits that it would have had without a
-    stop. SIGTERM and Ctrl-C let it finish its step or evaluation and save; a second one leaves at once.
+    An unfinished run resumes from its newest complete checkpoint, and ends with the same bits as without a stop. On
+    SIGTERM and Ctrl-C it finishes its step or evaluation and saves; a second signal exits at once.
 
     Args:
         config: the whole configuration.
         console: where progress is shown; by default it is logged by `logging.getLogger("zofo")`.
         remote_code: allow the model's repository to run its own code.
-        reward: what is maximised in place of the configured objective, or above it (`method.upper_objective=reward`): a
-            function, see `zofo.objectives.Reward`, the name of a packaged one (`zofo list rewards`), or several, whose
-            sum it is. It needs no gradient, so it suits zeroth-order methods.
+        reward: a reward to maximise instead of the configured objective, or as the upper objective
+            (`method.upper_objective=reward`): a function (see `zofo.objectives.Reward`), the name of a packaged one
+            (`zofo list rewards`), or several, which are added up. It needs no gradient, so zeroth-order methods can use
+            it.
 
     Returns:
         The run, with adapters or trajectory, metrics and summary.
 
     Raises:
-        ZofoError: a mistake in the configuration, data or model, found before the run folder is made.
-        RunError: the disk is full or cannot be written, and the checkpoints are as they were; or the run would go on
-            with another model, task, rows or objective than it began with.
-        NonFiniteError: a loss that is not finite; what was learned until then is in the run folder.
-        Interrupted: the process was asked to stop, and what it had made is saved.
+        ZofoError: a mistake in the configuration, data or model, found before the run folder is created. RunError: the
+            disk is full or cannot be written, and the checkpoints are unchanged; or the run would resume with another
+            model, task, rows or objective than it began with. NonFiniteError: a loss is not finite. The run folder has
+            the state before. Interrupted: the process was asked to stop, and the run is saved.
     """
     console, reward = console or log_console(), None if reward is None else as_rewards(reward)
     processes = joined()
@@ -174,13 +174,13 @@ _GOES_ON = "type the same command again: the run goes on from its newest checkpo
 
 
 def _epsilon(config: RunConfig) -> float | None:
-    """Of the method's differences; None where it makes none."""
+    """The epsilon of the method's differences; None if it makes none."""
     estimator = getattr(config.method, "estimator", None)
     return None if estimator is None else float(estimator.build().epsilon)
 
 
 def _measuring(folder: RunFolder, trained: Session, config: RunConfig, console: Console) -> list[Measuring]:
-    """What measures the treatment, if that is asked for, and what a reward has changed, if there is one."""
+    """The measurements of the treatment, if configured, and of the effect of a reward, if there is one."""
     training, method, found = config.training, trained.method, list[Measuring]()
     if training.treatment_steps is not None:
         found.append(TreatmentLogger(method, trained.context, training, _epsilon(config)))
@@ -191,7 +191,7 @@ def _measuring(folder: RunFolder, trained: Session, config: RunConfig, console: 
 
 
 def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: Console) -> None:
-    """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
+    """Make the steps of a run, or the remaining ones, and write the results to its folder."""
     prepared, method, steps, training = trained.prepared, trained.method, trained.steps, config.training
     say_notes(config, trained, console)
     processes, memory = trained.context.processes, PeakMemory(prepared.loaded.device)
@@ -251,7 +251,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
 
 
 def _divergence(config: RunConfig, method: Method, warn: Callable[[str], None]) -> DivergenceWarning:
-    """What watches for steps that break the model, whose weights are still those of the beginning."""
+    """The divergence warning, built before the first step."""
     header, linear = method.replay_header(), method.rule is None or method.rule.linear
     own = None if "adapter" in header or header.get("mask") or not linear else method.backbone
     asked = config.method
@@ -262,7 +262,7 @@ def _divergence(config: RunConfig, method: Method, warn: Callable[[str], None]) 
 def _write_answers(
     folder: RunFolder, prepared: PreparedRun, evaluating: EvaluationCallback, testing: EvaluationCallback
 ) -> None:
-    """What the models last answered to each example, for reports and comparisons."""
+    """Write the models' last answers to each example, for reports and comparisons."""
     last: Mapping[Split, Mapping[str, Evaluation]] = {"validation": evaluating.last, "test": testing.last}
     write_answers(folder.path / ANSWERS, {split: (prepared.examples[split], one) for split, one in last.items() if one})
 
@@ -273,7 +273,7 @@ def _outcome(
     parts: LoopParts,
     measuring: Sequence[Measuring],
 ) -> dict[str, Any]:
-    """What a run says of itself in the end, but for its files, its time and its memory."""
+    """The summary of a run, without its files, time and memory."""
     (evaluating, testing, _), best = parts.scorings, parts.best
     task, method, backbone = trained.prepared.task, trained.method, trained.method.backbone
     scores = {variant: score.as_dict() for variant, score in evaluating.last.items()}
@@ -309,7 +309,7 @@ def _outcome(
 
 
 def _as_patterns(names: Sequence[str]) -> dict[str, Any]:
-    """How many tensors there are, and their names with `*` for the numbers of layers."""
+    """The number of tensors, and their names with `*` for layer numbers."""
     return {
         "tensors": len(names),
         "patterns": list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", one) for one in names)),
@@ -328,7 +328,7 @@ def try_parts(
     reward: Rewards | None,
     tell: Callable[[str], None],
 ) -> None:
-    """Try what is measured and what rewards before the first step; raises ZofoError for what would fail later."""
+    """Try measurements and rewards before the first step; raises ZofoError for what would fail later."""
     if config.training.treatment_steps is not None:
         check_treatment(method, context, _epsilon(config))
     if reward is not None:
@@ -339,7 +339,7 @@ def try_parts(
 
 
 def checked_steps(config: RunConfig, method: Method, prepared: PreparedRun) -> int:
-    """How many steps are made; what cannot be made or scored is refused."""
+    """The number of steps; refuses what cannot be made or scored."""
     steps = number_of_steps(config, method, prepared.train_rows)
     for split in config.training.scored_splits:
         majority_of(prepared.task, prepared.examples[split])  # refuses a score that cannot be given
@@ -359,8 +359,10 @@ def checked_steps(config: RunConfig, method: Method, prepared: PreparedRun) -> i
 
 
 def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> int:
-    """The configured steps, or as many as the epochs take over the `rows` of each task, or as the budget of queries
-    pays for; raises ConfigError for none or too many."""
+    """The number of steps: as configured, or for so many epochs over the `rows` of each task, or within the budget of
+    queries.
+
+    Raises ConfigError for none or too many."""
     training: TrainingConfig = config.training
     if method.fixed_steps is not None:
         return method.fixed_steps

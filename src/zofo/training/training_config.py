@@ -1,4 +1,4 @@
-"""The configuration of training: how long, with which seed, how learning rates change, and when it is evaluated."""
+"""The configuration of training: length, seed, learning-rate schedule, and evaluations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _as_names(given: Any) -> Any:
 
 
 class TrainingConfig(Config):
-    """How long, how often evaluated, and with which seed."""
+    """Length, evaluations, and seed."""
 
     seed: int = Field(0, ge=0, lt=1 << 64)
     """Seed of the run: directions, data order and adapters depend on it alone."""
@@ -104,10 +104,10 @@ class TrainingConfig(Config):
     would be slow."""
 
     def warmup(self, steps: int) -> int:
-        """How many steps the learning rates rise: `warmup_steps`, or that share of all, rounded up.
+        """The number of warm-up steps: `warmup_steps`, or that share of all steps, rounded up.
 
         Raises:
-            ConfigError: they are all of the run, or more.
+            ConfigError: the warm-up takes the whole run, or more.
         """
         warmup = math.ceil(self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * steps)
         if warmup and warmup >= steps:
@@ -124,7 +124,7 @@ class TrainingConfig(Config):
         return ("validation", "test") if self.eval_on_test else ("validation",)
 
     def evaluated_after(self, steps: int) -> frozenset[int]:
-        """The numbers of steps after which validation is scored, the last one among them.
+        """The numbers of steps after which validation is scored, including the last one.
 
         With `num_evals` = n they are k steps / n, rounded up, for k = 1 .. n.
         """
@@ -136,7 +136,7 @@ class TrainingConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _taken_back(cls, given: Any) -> Any:
-        """Without `steps: null` where another key says how long the run is."""
+        """Remove `steps: null` if another key sets the length."""
         if not isinstance(given, dict) or given.get("steps", 0) is not None:
             return given
         others = given.get("epochs") is not None or given.get("max_queries") is not None
@@ -144,7 +144,7 @@ class TrainingConfig(Config):
 
     @property
     def length_key(self) -> str:
-        """The key that says how long the run is."""
+        """The key that sets the length of the run."""
         return "epochs" if self.epochs is not None else "max_queries" if self.max_queries is not None else "steps"
 
     @model_validator(mode="after")
@@ -183,12 +183,12 @@ class TrainingConfig(Config):
 
 
 def lr_schedule(training: TrainingConfig, steps: int) -> Callable[[int], float]:
-    """What all learning rates of a run are multiplied by, as a pure function of the number of the step, from 0.
+    """The factor of all learning rates in each step, as a pure function of the step's number, from 0.
 
-    It has no state: a run that goes on meets the same rates, and a replay finds each in its trajectory.
+    It has no state: a resumed run has the same rates, and a replay finds them in its trajectory.
 
     Raises:
-        ConfigError: the warm-up leaves no step, or the schedule does not have such options.
+        ConfigError: the warm-up leaves no step, or the schedule does not have these options.
     """
     name, warmup, options = training.lr_scheduler_type, training.warmup(steps), dict(training.lr_scheduler_kwargs)
     if name == "constant":

@@ -1,4 +1,4 @@
-"""How strong the treatment of a run is: the gradient that theta has, and how far down it the steps can be expected."""
+"""The strength of a run's treatment: the gradient in theta, and how much descent the steps can be expected to make."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ class Treatment:
     """The gradient g of the mean training loss in theta.
 
     Args:
-        gradient_squared: |g|^2, without bias: over n examples, (n |mean|^2 - mean |g_i|^2) / (n - 1).
+        gradient_squared: unbiased estimate of |g|^2: over n examples, (n |mean|^2 - mean |g_i|^2) / (n - 1).
         spread_squared: s^2, the variance of one example's gradient: mean |g_i - mean|^2 n / (n - 1).
-        update_slope: g . D along an update D that has been made: the slope where it ends; nan for one that is no
-            displacement.
-        counts: what the measurement took.
-        error: standard error of `gradient_squared`: by the jackknife over the examples, or over the directions along
-            which it was measured; nan for two examples.
+        update_slope: g . D along the last update D: the slope where it ends; nan if it is not a displacement.
+        counts: work of the measurement.
+        error: standard error of `gradient_squared`, by the jackknife over the examples, or over the directions; nan for
+            two examples.
     """
 
     gradient_squared: float
@@ -51,17 +50,17 @@ def measure(
     examples: Sequence[Any],
     update: Update | None = None,
 ) -> Treatment:
-    """Measure by two forward and two backward passes an example; a gradient of theta's size is held, and one more.
+    """Measure with two forwards and backwards per example, and memory for two gradients of theta's size.
 
-    The first pass sums the gradients g_i of n examples to S. The second one finds g_i . S, which give |g|^2 without
-    each example in turn, and so its standard error (jackknife): where a few examples have most of the gradient, |g|^2
-    from n of them says little, and the error says so.
+    The first pass sums the gradients g_i of n examples to S. The second one computes g_i . S, which gives |g|^2 without
+    each example in turn, and so its standard error (jackknife). If a few examples have most of the gradient, |g|^2 from
+    n of them is unreliable, and the error shows it.
 
     Args:
         theta: the tensors, or a backbone with no update pending.
-        context: whose objective is differentiated.
+        context: has the objective.
         examples: at least two of the training examples.
-        update: of the backbone, along which the slope is given.
+        update: an update of the backbone, for `update_slope`.
     """
     backbone, tensors, counts = theta if isinstance(theta, Backbone) else None, _tensors(theta), Counts()
     mean = {name: torch.zeros_like(tensor, dtype=_wide(tensor)) for name, tensor in tensors.items()}
@@ -107,19 +106,19 @@ def _dot(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> 
 def measure_along(
     evaluator: Evaluator, context: TrainingContext, examples: Sequence[Any], keys: Sequence[Key], epsilon: float
 ) -> Treatment:
-    """The same without a gradient: by the slopes of n examples along random directions, two queries each.
+    """Measure without a gradient: from the slopes of n examples along random directions, two queries each.
 
     A direction z has E[z z^T] = I, so that E (g . z)^2 = |g|^2 and E ((g_i - g) . z)^2 = |g_i - g|^2. With the slopes
     b_i of the examples along z, their variance has the mean s^2, and (n mean(b)^2 - mean(b^2)) / (n - 1) the mean
-    (g . z)^2 over draws of examples. Both are averaged over the directions. For an objective with steps, such as
-    accuracy, g is the gradient of the objective as differences of length epsilon see it.
+    (g . z)^2 over draws of examples. Both are averaged over the directions. For a piecewise constant objective, such as
+    accuracy, g is the gradient of the objective smoothed by differences of length epsilon.
 
     Args:
-        evaluator: of theta, with no update pending; its counts, log and weights are left as they are, the weights from
-            a copy where it writes points into them.
-        context: whose objective is asked for.
+        evaluator: the evaluator of theta, with no update pending. Its counts, log and weights do not change; the
+            weights are restored from a copy if it writes points into them.
+        context: has the objective.
         examples: n of the training examples, at least two.
-        keys: of the directions, at least two.
+        keys: keys of the directions, at least two.
         epsilon: half the length of a difference.
     """
     estimator, before, n = TwoSided(epsilon), evaluator.counts.copy(), len(examples)
@@ -139,7 +138,7 @@ def measure_along(
 
 @contextmanager
 def _as_they_were(evaluator: Evaluator) -> Iterator[None]:
-    """While it is open, nothing is logged; afterwards the weights have the bits of before."""
+    """Context in which nothing is logged, and after which the weights have their previous bits."""
     tensors = evaluator.backbone.parameters.values() if evaluator.writes_points else ()
     before = [tensor.detach().clone() for tensor in tensors]
     try:
@@ -152,7 +151,7 @@ def _as_they_were(evaluator: Evaluator) -> Iterator[None]:
 
 
 def _slope(backbone: Backbone | None, gradient: Mapping[str, torch.Tensor], update: Update | None) -> float:
-    """g . D, a tensor at a time, with what weight decay does to the tensors that decay."""
+    """g . D, a tensor at a time, including the effect of weight decay."""
     if backbone is None or update is None or update.dense_update_fn is not None or update.displacement_decay:
         return math.nan
     directions, total = backbone.directions(update.displacement), 0.0
@@ -167,11 +166,11 @@ def _slope(backbone: Backbone | None, gradient: Mapping[str, torch.Tensor], upda
 
 
 def check_treatment(method: Method, context: TrainingContext, epsilon: float | None) -> None:
-    """Find out, before anything is written, whether the treatment can be measured.
+    """Check, before anything is written, that the treatment can be measured.
 
     Raises:
-        ConfigError: no steps, an objective without a gradient in a method that makes no differences of it, or fewer
-            than two examples.
+        ConfigError: there are no steps; the objective has no gradient, and the method makes no differences of it; or
+            there are fewer than two examples.
     """
     off = "set training.treatment_steps=null"
     if method.fixed_steps == 0:
@@ -184,29 +183,28 @@ def check_treatment(method: Method, context: TrainingContext, epsilon: float | N
 
 
 class TreatmentLogger(Measuring):
-    """A line `treatment` in `metrics.jsonl`, before the first step and every few steps, with what `measure` finds.
+    """A line `treatment` in `metrics.jsonl`, before the first step and every few steps, with the results of `measure`.
 
-    `backbone_distance` is |theta - theta_0| / |theta_0|, entry by entry: a copy of theta_0 is kept. It is null where
-    the method keeps a part of theta elsewhere.
-    `predicted_descent` is the sum over the steps so far of lr |g|^2, which SGD along unbiased estimates of g descends
-    to first order, in units of the loss, with |g|^2 of a step as the mean of the measurements before and after it. Its
-    error is the sum of lr times that of |g|^2, since all measurements look at the same examples. Both are null once a
-    step was no such step: by another rule, under a mask, or divided by a standard deviation; and for a method without
-    zeroth-order steps, of which the gradient in all of the model's own weights is measured: what such steps would find
-    there. The work and its seconds are written in the line, and are in none of the run's counts. The model is measured
-    as it would be evaluated: pending updates are written first.
+    `backbone_distance` is |theta - theta_0| / |theta_0|, computed from a copy of theta_0. It is null if a part of theta
+    is not in the backbone. `predicted_descent` is the sum over the steps so far of lr |g|^2, the first-order decrease
+    of the loss by SGD along unbiased estimates of g, with |g|^2 of a step as the mean of the measurements before and
+    after it. Its error is the sum of lr times that of |g|^2, since all measurements use the same examples. Both are
+    null after a step of another kind: with another rule, a mask, or divided by a standard deviation. They are also null
+    for a method without zeroth-order steps; then the gradient in all of the model's own weights is measured. The line
+    has the work and time of the measurement, which do not count towards those of the run. Pending updates are written
+    before a measurement.
 
-    An objective without a gradient is measured by `measure_along`, with directions that the run's steps do not take.
+    An objective without a gradient is measured by `measure_along`, with directions that the run's steps do not use.
 
     Args:
-        method: which is measured as its first variant; its theta is where the run begins.
-        context: of the method.
-        config: `treatment_steps` from one measurement to the next, and how many examples and directions.
-        epsilon: of the differences that the method makes; None where it makes none.
+        method: measured as its first variant, with theta at the start of the run.
+        context: context of the method.
+        config: `treatment_steps` between measurements, and the number of examples and directions.
+        epsilon: epsilon of the method's differences; None if it makes none.
 
     Attributes:
-        seconds: that all measurements of the run took.
-        lines: the first measurement and the last one, as they are in the log.
+        seconds: time of all measurements of the run.
+        lines: the first and the last measurement, as in the log.
     """
 
     def __init__(self, method: Method, context: TrainingContext, config: TrainingConfig, epsilon: float | None):
@@ -223,7 +221,7 @@ class TreatmentLogger(Measuring):
         self.lines: list[Mapping[str, Any]] = []
 
     def begin(self, metrics: MetricsLogger, lines: Sequence[Mapping[str, Any]]) -> TreatmentLogger:
-        """Go on with what the log holds of the steps and measurements before."""
+        """Continue with the log of earlier steps and measurements."""
         self._metrics, metrics.with_rates = metrics, True
         before = [line for line in lines if line["event"] == "treatment"]
         if not before:
@@ -282,7 +280,7 @@ class TreatmentLogger(Measuring):
         return measure_along(evaluator, self._context, self._examples, keys, self._epsilon)
 
     def summary(self) -> dict[str, Any]:
-        """Of the whole run: |g|^2 and s^2 at its start and end, the predicted descent, and how far theta has moved."""
+        """|g|^2 and s^2 at the start and end of the run, the predicted descent, and how far theta has moved."""
         first, last = self.lines[0], self.lines[-1]
         both = {name: [first.get(name), last.get(name)] for name in _GRADIENT}
         return {"treatment": {**both, **{name: last.get(name) for name in (*_PREDICTED, "backbone_distance")}}}
@@ -317,7 +315,7 @@ def _square(tensor: torch.Tensor) -> float:
 
 @contextmanager
 def _differentiable(tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """While it is open, the tensors require a gradient."""
+    """Context in which the tensors require a gradient."""
     before = {name: tensor.requires_grad for name, tensor in tensors.items()}
     try:
         for tensor in tensors.values():

@@ -1,4 +1,4 @@
-"""What is installed here, and everything that a configuration can name."""
+"""Installed versions, and everything that a configuration can name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _version(package: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """The versions of everything a result depends on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     found |= {package: _version(package) for package in _PACKAGES}
     found |= {package: _version(package) for package in OF_QUANTIZED if _version(package) != _MISSING}
@@ -46,15 +46,16 @@ def environment() -> dict[str, str]:
 
 
 def device_fingerprint(device: torch.device) -> dict[str, str]:
-    """The same, and what else the bits of a result depend on: the device, and on a CPU the number of threads."""
+    """The versions, and what else the bits depend on: the device, and on a CPU the number of threads."""
     if device.type == "cuda":
         return {**environment(), "device": f"{device.type}, {torch.cuda.get_device_name(device)}"}
     return {**environment(), "device": device.type, "threads": str(torch.get_num_threads())}
 
 
 def names(kind: str | None = None, more: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Mapping[str, str]]:
-    """Everything a configuration can name, by kind, or of one kind, with one line on each; `more` are kinds that are
-    not known here."""
+    """Everything a configuration can name, by kind, or for one kind, with one line about each.
+
+    `more` are kinds that are not defined here."""
     found: dict[str, Callable[[], Mapping[str, str]]] = {
         "models": lambda: dict.fromkeys(EMBEDDED_MODELS, "embedded; fetched once with pip"),
         "tasks": lambda: {name: _about_task(name) for name in task_names()},
@@ -82,7 +83,7 @@ def _first_lines(registry: Any) -> dict[str, str]:
 
 
 def _about_task(name: str) -> str:
-    """What a task says of itself; a file that is none, as a plugin may have it, says what is wrong with it."""
+    """The description of a task; for an invalid file, as a plugin may have it, what is wrong with it."""
     try:
         return load_task(name).about
     except ZofoError as error:
