@@ -1,8 +1,8 @@
-"""Batches: what is asked of one, whatever it is made of; and of examples, as tensors, prompts shared where that pays.
+"""Batches: splitting and repeating them, whatever they consist of; and batches of encoded examples as tensors.
 
-A batch class answers by itself, with `len(batch)`, `batch.row_examples`, `batch.part(start, stop)` and
-`batch.repeated(times)`, as `Batch` does; `batch.micro_batch` says how many examples one forward takes. Tensors whose
-first axis is the examples, and tuples, lists and dicts of such tensors, are answered for here.
+A batch class brings `len(batch)`, `batch.row_examples`, `batch.part(start, stop)` and `batch.repeated(times)`, as
+`Batch` does; `batch.micro_batch` limits the examples per forward. The functions here also support tensors whose first
+axis is the examples, and tuples, lists and dicts of such tensors.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ Side = Literal["left", "right"]
 
 
 def _is_batch(batch: Any) -> bool:
-    """Whether a batch answers by itself."""
+    """Whether it is an object of a batch class."""
     return hasattr(type(batch), "repeated")
 
 
 def micro_batches(batch: Any, most: int | None = None) -> list[Any]:
-    """The parts of a batch that go through the model one after the other, of `most` examples or of as many as the batch
-    says; the batch itself where that is all of it."""
+    """The parts of a batch that go through the model one after the other.
+
+    Each has at most `most` examples, or as many as the batch says; if that is all, the batch itself is the only part.
+    """
     limits = [one for one in (most, getattr(batch, "micro_batch", None)) if one]
     if not limits or (whole := size(batch)) <= min(limits):
         return [batch]
@@ -37,10 +39,10 @@ def micro_batches(batch: Any, most: int | None = None) -> list[Any]:
 
 
 def size(batch: Any) -> int:
-    """How many examples.
+    """The number of examples.
 
     Raises:
-        EvaluatorError: no batch class, and no tensors that agree on it.
+        EvaluatorError: neither a batch class, nor tensors of one length.
     """
     if _is_batch(batch):
         return len(batch)
@@ -57,7 +59,7 @@ def size(batch: Any) -> int:
 
 
 def row_examples(batch: Any) -> torch.Tensor:
-    """Which example each row belongs to: int64, shape [rows]."""
+    """The example that each row belongs to: int64, shape [rows]."""
     return batch.row_examples if _is_batch(batch) else torch.arange(size(batch))
 
 
@@ -67,7 +69,7 @@ def part(batch: Any, start: int, stop: int) -> Any:
 
 
 def repeated(batch: Any, times: int) -> Any:
-    """The batch `times` over: all its rows, then all of them again."""
+    """The batch `times` over: all rows, then all of them again."""
     if times == 1:
         return batch
     if _is_batch(batch):
@@ -76,34 +78,34 @@ def repeated(batch: Any, times: int) -> Any:
 
 
 def _each(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The batch with every tensor changed; what is no tensor stays."""
+    """The batch with every tensor mapped; other values are unchanged."""
     size(batch)
     return tree_map(lambda leaf: change(leaf) if isinstance(leaf, torch.Tensor) else leaf, batch)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples as tensors. R rows, L positions, E examples; C candidates and T scored tokens, the most of each.
+    """Examples as tensors: R rows, L positions, E examples, at most C candidates and T scored tokens.
 
-    The rows of an example follow one another. A row holds a prompt and then, for each candidate it stands for, the
-    tokens of its *branch*: those after the prompt but the last, which predicts nothing. So candidates of one token
-    have empty branches, and share the prompt's last position. Positions start again after the prompt in each branch.
+    The rows of an example are adjacent. A row has a prompt followed by a *branch* for each of its candidates: the
+    candidate's tokens except the last, which predicts nothing. So single-token candidates have empty branches, and
+    share the prompt's last position. In each branch, positions continue from the prompt.
 
     Args:
         input_ids: [R, L], padded on the left.
-        attention_mask: [R, L], 1 where there is a token.
-        position_ids: [R, L], counted from the first token of the prompt; 0 on padding. None lets the model count.
-        branch_ids: [R, L], 0 in a prompt and on padding, n in the n-th branch of a row.
+        attention_mask: [R, L], 1 for tokens.
+        position_ids: [R, L], counted from the first token of the prompt; 0 for padding. None lets the model count.
+        branch_ids: [R, L], 0 in a prompt and for padding, n in the n-th branch of a row.
         packed: whether a row has several branches with tokens, so that the model needs `visible` as its mask.
-        row_examples: [R] which example each row belongs to, on the CPU.
-        logits_to_keep: how many positions at the end of the rows are enough to predict all scored tokens from.
+        row_examples: [R] the example of each row, on the CPU.
+        logits_to_keep: number of positions at the end of the rows that predict all scored tokens.
         targets: [E, C, T] ids of the scored tokens of each candidate.
-        gather_index: [E, C, T] where each is predicted: its row times `logits_to_keep`, plus a place among the last so
-            many positions.
-        target_mask: bool, [E, C, T], where `targets` holds a token.
-        gold: [E] index of the candidate that is trained on.
-        examples: the E examples in tokens.
-        copies: how many times the batch stands here, one after the other: once for each point that is asked.
+        gather_index: [E, C, T] where each is predicted: its row times `logits_to_keep`, plus the index among the last
+            positions.
+        target_mask: bool, [E, C, T], where `targets` has a token.
+        gold: [E] index of the candidate to train on.
+        examples: the E encoded examples.
+        copies: how many times the batch is repeated, once per point.
     """
 
     input_ids: torch.Tensor
@@ -127,7 +129,7 @@ class Batch:
     def visible(self) -> torch.Tensor:
         """The attention mask: bool, [R, 1, L, L], queries before keys.
 
-        A token sees the prompt up to itself and the tokens of its own branch up to itself; padding sees itself only.
+        A token attends to the prompt and its own branch up to itself; padding attends to itself only.
         """
         places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
         own = self.branch_ids.unsqueeze(2) == self.branch_ids.unsqueeze(1)
@@ -150,7 +152,7 @@ class Batch:
         return replace(self, **parts, examples=self.examples[start:stop], copies=1)
 
     def repeated(self, times: int) -> Batch:
-        """The batch repeated: `times` E examples, all E before the first comes again."""
+        """The batch repeated `times` times, all E examples each time."""
         parts = _mapped(self, (*_BY_ROW, *_BY_EXAMPLE), lambda tensor: torch.cat([tensor] * times))
         copies = torch.arange(times)
         rows = len(self.input_ids)
@@ -162,15 +164,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Texts as tensors: E rows, one an example, of L positions.
+    """Texts as tensors: E rows of L positions, one per example.
 
     Args:
         input_ids: [E, L], padded on the right.
-        attention_mask: [E, L], 1 where there is a token.
-        token_type_ids: [E, L], which text of a pair a token belongs to; None where the tokenizer gives none.
-        gold: [E] index of the label that is trained on.
-        examples: the E examples in tokens.
-        copies: how many times the batch stands here, one after the other.
+        attention_mask: [E, L], 1 for tokens.
+        token_type_ids: [E, L], which text of a pair a token belongs to; None if the tokenizer has none.
+        gold: [E] index of the label to train on.
+        examples: the E encoded examples.
+        copies: how many times the batch is repeated.
     """
 
     input_ids: torch.Tensor
@@ -185,7 +187,7 @@ class TextBatch:
 
     @property
     def row_examples(self) -> torch.Tensor:
-        """[E] which example each row belongs to, on the CPU."""
+        """[E] the example of each row, on the CPU."""
         return torch.arange(len(self))
 
     def part(self, start: int, stop: int) -> TextBatch:
@@ -202,7 +204,7 @@ class TextBatch:
 def _mapped(
     batch: Batch | TextBatch, names: Sequence[str], change: Callable[[torch.Tensor], torch.Tensor]
 ) -> dict[str, Any]:
-    """Tensors of a batch by name, changed; without those that are None."""
+    """Tensors of a batch by name, mapped; without those that are None."""
     return {name: change(tensor) for name in names if (tensor := getattr(batch, name)) is not None}
 
 
@@ -218,17 +220,18 @@ def collate(
     pack_limit: int | None = None,
     side: Side = "left",
 ) -> Batch:
-    """Put examples into one batch, in as few tokens as scoring them takes.
+    """Collate examples into one batch, with as few tokens as their scores need.
 
-    An example is one row if that needs no mask of its own, which is so when at most one of its candidates has more
-    than one token after the prompt that all share; else it is one row a candidate. If that leaves several rows to an
-    example, and one row an example would save a fifth of the batch's tokens or more, padding counted, then every
-    example is *packed* into one row, and the batch is `packed`.
+    An example is one row if that needs no special mask, that is, if at most one of its candidates has more than one
+    token after the shared prompt; otherwise one row per candidate. If an example then has several rows, and one row per
+    example would save at least a fifth of the batch's tokens, including padding, every example is *packed* into one
+    row, and the batch is `packed`.
 
     Args:
-        pad: id of the padding token; which one does not matter, since it is masked.
-        pack_limit: the longest packed row, in tokens; None for no limit, 0 for a model that takes none.
-        side: where rows are padded; on the left, the positions that are scored lie together at the end.
+        pad: id of the padding token; any will do, since it is masked.
+        pack_limit: maximum length of a packed row in tokens; None for no limit, 0 for a model that does not support
+            packing.
+        side: the side of the padding; with left padding, the scored positions are together at the end.
     """
     table = [_rows_of(example, packed=False) for example in examples]
     packed = [_rows_of(example, packed=True) for example in examples] if pack_limit != 0 else table
@@ -238,7 +241,7 @@ def collate(
 
 
 def collate_masked(examples: Sequence[TokenizedCloze], pad: int, device: torch.device) -> Batch:
-    """Put examples for a masked language model into one batch: one row each, padded on the right."""
+    """Collate examples for a masked language model into one batch: one row each, padded on the right."""
     table = []
     for one in examples:
         none = [0] * len(one.tokens)
@@ -249,10 +252,10 @@ def collate_masked(examples: Sequence[TokenizedCloze], pad: int, device: torch.d
 
 
 def collate_texts(examples: Sequence[TokenizedText], pad: int, device: torch.device) -> TextBatch:
-    """Put texts into one batch.
+    """Collate texts into one batch.
 
     Args:
-        pad: id of the padding token, which heads of causal models know the end of a text by.
+        pad: id of the padding token, by which heads of causal models find the end of a text.
     """
     input_ids, mask = padded([example.tokens for example in examples], pad, "right")
     types = None
@@ -267,7 +270,7 @@ _WORTH_PACKING = 5  # packing must save one token in so many: its mask keeps att
 
 @dataclass(frozen=True)
 class _Row:
-    """One row before it is padded; for each of its candidates, where its tokens are predicted, and which these are."""
+    """A row before padding: for each of its candidates, where its tokens are predicted, and the tokens."""
 
     tokens: list[int]
     positions: list[int]
@@ -276,16 +279,16 @@ class _Row:
     targets: dict[int, list[int]]
 
     def first_source(self, length: int, side: Side) -> int:
-        """The first position that predicts a scored token, in a batch of rows of `length`."""
+        """The first position that predicts a scored token, in a batch with rows of `length`."""
         return min(min(places) for places in self.sources.values()) + self.shift(length, side)
 
     def shift(self, length: int, side: Side) -> int:
-        """How many positions padding shifts the tokens."""
+        """By how many positions padding shifts the tokens."""
         return length - len(self.tokens) if side == "left" else 0
 
 
 def _batch(examples: Sequence[Any], table: Sequence[Sequence[_Row]], pad: int, side: Side, packed: bool) -> Batch:
-    """The batch of the rows of each example; without a token, a source stays within its example."""
+    """A batch from the rows of each example; padding of a source index stays within its example."""
     rows = [row for own in table for row in own]
     input_ids, attention_mask = padded([row.tokens for row in rows], pad, side)
     length = input_ids.shape[1]
@@ -321,7 +324,7 @@ def _batch(examples: Sequence[Any], table: Sequence[Sequence[_Row]], pad: int, s
 
 
 def _rows_of(example: TokenizedChoices, packed: bool) -> list[_Row]:
-    """The rows of an example: one if it is packed or needs no mask of its own, else one a candidate."""
+    """The rows of an example: one if it is packed or needs no special mask, otherwise one per candidate."""
     start = min(len(row) - scored for row, scored in zip(example.rows, example.scored, strict=True))
     columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*example.rows, strict=False))
     prompt = sum(1 for _ in itertools.islice(columns, start))
@@ -357,7 +360,7 @@ def _padded_tokens(table: Sequence[Sequence[_Row]]) -> int:
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as one tensor, and where it holds them: int64, [rows, longest]."""
+    """Rows as one tensor, and its mask: int64, [rows, longest]."""
     lengths = [*map(len, rows)]
     fill = [[pad] * (max(lengths) - length) for length in lengths]
     whole = [[*one, *row] if side == "left" else [*row, *one] for row, one in zip(rows, fill, strict=True)]

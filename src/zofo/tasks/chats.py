@@ -1,7 +1,7 @@
-"""Chats as a model's chat template writes them, with checks that hold for every tokenizer.
+"""Chats as a model's chat template writes them, with checks that work for every tokenizer.
 
-The prompt is what the template writes before an answer, and the finished chat begins with it. The rest is the answer
-and a token that ends texts, at which generation stops. The prompt is found with a probe answer, so that it does not
+The prompt is what the template writes before an answer, and the finished chat must begin with it. The rest is the
+answer and an end-of-text token, at which generation stops. The prompt is found with a probe answer, so it does not
 depend on the row's own answer.
 """
 
@@ -44,11 +44,11 @@ def write_chat(speller: Speller, example: Example, whole: bool = True) -> Asked:
     """A chat as the model's template writes it.
 
     Args:
-        example: an example with `messages`; its first candidate is the answer, "" where that is not known.
-        whole: whether it is looked at what the template does not write; false for a part of a chat that was.
+        example: an example with `messages`; its first candidate is the answer, "" if unknown.
+        whole: whether to check what the template omits; false for a part of a chat that was already checked.
 
     Raises:
-        ModelError: the tokenizer has no chat template, or one that cannot be trained with; says why.
+        ModelError: the tokenizer has no chat template, or one that cannot be trained with; the message says why.
         DataError: the template refuses the turns, drops a part of them, or changes the answer.
     """
     if getattr(speller.tokenizer, "chat_template", None) is None:
@@ -81,7 +81,7 @@ def write_chat(speller: Speller, example: Example, whole: bool = True) -> Asked:
 
 
 def _said(example: Example, whole: str, prompt: str, tail: str, lead: str) -> str:
-    """The answer as a finished chat has it, between prompt and tail; raises DataError where it is changed."""
+    """The answer in a finished chat, between prompt and tail; raises DataError if it was changed."""
     answer = example.candidates[0]
     fits = whole.startswith(prompt) and whole.endswith(tail)
     said = whole[len(prompt) : len(whole) - len(tail)] if fits else None
@@ -98,7 +98,7 @@ def _said(example: Example, whole: str, prompt: str, tail: str, lead: str) -> st
 
 
 def _end(speller: Speller, tail: str) -> tuple[str, tuple[str, ...]]:
-    """The end of an answer, and the texts that stop generation: a token of the template, else the end of text."""
+    """The end of an answer, and the texts that stop generation: a token of the template, or the end-of-text token."""
     tokenizer = speller.tokenizer
     plain = without_marks(tail)
     tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
@@ -116,7 +116,7 @@ def _end(speller: Speller, tail: str) -> tuple[str, tuple[str, ...]]:
 
 
 class _Writer:
-    """Writes turns with a chat template, in the way in which it can be trained with."""
+    """Writes turns with a chat template, with the options that make it trainable."""
 
     def __init__(
         self, speller: Speller, tools: Any, marked: bool, where: str, way: Mapping[str, Any] | None = None
@@ -129,7 +129,7 @@ class _Writer:
         self._given = {"chat_template": undated} if self._dated else {}
 
     def write(self, turns: Sequence[Mapping[str, Any]], asking: bool = False) -> str:
-        """Turns as the template writes them.
+        """The turns as the template writes them.
 
         Raises:
             DataError: the template refuses them, for example an unknown role.
@@ -149,10 +149,10 @@ class _Writer:
         return self._speller.marked_chat(str(text)) if self._marked else str(text)
 
     def form(self, turns: Sequence[Mapping[str, Any]]) -> _Form:
-        """What the template writes around an answer to these turns; its way is kept.
+        """What the template writes around an answer to these turns; remembers the options.
 
         Raises:
-            ModelError: it writes no answer, or asks with something that a finished chat does not have.
+            ModelError: it writes no answer, or its generation prompt is not part of a finished chat.
         """
         wrong = []
         for self._way in WAYS:
@@ -163,7 +163,7 @@ class _Writer:
         raise ModelError(f"{self._where}: the model's chat template {wrong[0]}", _EDIT)
 
     def _form(self, turns: Sequence[Mapping[str, Any]]) -> _Form | str:
-        """The form, or what is wrong with it."""
+        """The form, or an error message."""
         asked = self.write(turns, asking=True)
         whole = self.write([*turns, {"role": "assistant", "content": _PROBE}])
         place = whole.rfind(_PROBE)
@@ -179,17 +179,17 @@ class _Writer:
         return _Form(asked, before[len(asked) :], tail)
 
     def _writes(self, turns: Sequence[Mapping[str, Any]], whole: str) -> bool:
-        """Whether the template writes these turns as `whole`; false where it refuses them."""
+        """Whether the template writes these turns as `whole`; false if it refuses them."""
         try:
             return self.write(turns) == whole
         except DataError:
             return False
 
     def unwritten(self, turns: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-        """Names that the template does not write, and the date that it writes, for a note.
+        """For a note: names that the template does not write, and the date that it writes.
 
         Raises:
-            DataError: it does not write the content of a turn, another key, or the tools.
+            DataError: it omits the content of a turn, another key, or the tools.
         """
         whole = self.write(turns)
         self._check_content_kept(turns, whole)
@@ -217,9 +217,9 @@ class _Writer:
         return (*unwritten, *dated)
 
     def _check_content_kept(self, turns: Sequence[Mapping[str, Any]], whole: str) -> None:
-        """Raises DataError for a turn before the answer whose content the template leaves out or changes.
+        """Raise DataError if the template omits or changes the content of a turn before the answer.
 
-        Of an earlier answer its thoughts may be left out; what a tool says may be written in another form.
+        Reasoning in an earlier answer may be omitted, and the output of a tool may be reformatted.
         """
         written = " ".join(without_marks(whole).split())
         for number, turn in enumerate(turns[:-1]):
@@ -241,7 +241,7 @@ class _Writer:
 
 
 def _check_deterministic(template: str) -> None:
-    """Raises ModelError for a template that draws by chance."""
+    """Raise ModelError for a template with random output."""
     found = re.search(r"\|\s*random\b|\blipsum\s*\(", template)
     if found is not None:
         what = f"draws by chance ({found[0].strip('| (')!r})"
@@ -249,7 +249,7 @@ def _check_deterministic(template: str) -> None:
 
 
 def _undated(template: str) -> str:
-    """The template with a fixed date; raises ModelError where it reads the clock with a format that is no literal."""
+    """The template with a fixed date; raises ModelError if it reads the clock with a non-literal format."""
     forms = re.findall(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", template)
     if len(forms) < len(re.findall(r"strftime_now\s*\(", template)):
         raise ModelError("the model's chat template reads the clock, and a prompt is a function of its row", _EDIT)

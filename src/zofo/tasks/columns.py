@@ -1,4 +1,4 @@
-"""What the columns of a task are called in a user's rows, and rows with their columns renamed."""
+"""Map a user's column names to those of a task, and rename the columns of rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zofo.tasks.task import Task
 
 
 def columns_in_file(task: Task, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """The names of a task's columns in the rows, of those that have another name there.
+    """The names in the file for columns of a task that are called differently there.
 
     Args:
         columns: a column of the task, or `text` for its only text and `label` for its label -> the name in the rows.
@@ -38,7 +38,7 @@ def columns_in_file(task: Task, columns: Mapping[str, str] | None) -> dict[str, 
 
 
 def _named_by(expression: str) -> list[str]:
-    """The columns of an expression; the text itself where it is a name that is none."""
+    """The columns of an expression, or the text itself if it is a plain name."""
     try:
         return columns_of(expression, expression=True) if expression else []
     except ValueError:  # a name with a blank in it
@@ -46,10 +46,10 @@ def _named_by(expression: str) -> list[str]:
 
 
 def renamed(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
-    """The same rows with columns under other names; a row that lacks a column keeps what it has.
+    """The rows with renamed columns; columns missing in a row are ignored.
 
     Args:
-        columns: the new name -> the name in the file. Another column that has the new name already is left out.
+        columns: new name -> name in the file. Another column that already has the new name is dropped.
     """
     if not columns:
         return list(rows)
@@ -65,10 +65,10 @@ def renamed(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
 
 
 def check_present(rows: Sequence[Row], columns: Mapping[str, str], source: str, typed: bool = False) -> None:
-    """Raises DataError for a column that no row has, under its own name or the one that it gets.
+    """Raise DataError for a column that no row has, under either name.
 
     Args:
-        typed: whether they were named for these very rows, where a column that has the new name already is another one.
+        typed: whether they were given for these rows, so that a column that already has the new name is another one.
     """
     names = list(dict.fromkeys(name for row in rows for name in row.fields))
     for name, own in columns.items():
@@ -83,7 +83,7 @@ def check_present(rows: Sequence[Row], columns: Mapping[str, str], source: str, 
 
 @contextmanager
 def explaining(columns: Mapping[str, str]) -> Iterator[None]:
-    """While it is open, an error that names a renamed column says what that is called in the file."""
+    """Context in which an error about a renamed column mentions its name in the file."""
     try:
         yield
     except DataError as error:

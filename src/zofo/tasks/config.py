@@ -18,7 +18,7 @@ OF_ONE = ("name", "columns", "prompt", "template", "label", "labels", "verbalize
 
 
 def _as_text(label: Any) -> Any:
-    """A number with a point as it was written."""
+    """A number with a decimal point as it was written."""
     return str(label) if isinstance(label, float) else label
 
 
@@ -131,19 +131,19 @@ class TaskConfig(Config):
 
     @property
     def bare(self) -> TaskConfig:
-        """The same without demonstrations, as rows are counted and compared."""
+        """A copy without demonstrations, as rows are counted and compared."""
         return self.model_copy(update={"num_fewshot": 0})
 
     @property
     def title(self) -> str:
-        """The name in runs and tables."""
+        """The task's name in runs and tables."""
         if self.several:
             return self.metaicl_setting.stem if self.metaicl_setting is not None else f"{len(self.tasks)}-tasks"
         return Path(self.name or str(self.data)).stem
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The keys of the task file that are set here."""
+        """The keys of the task file that are overridden here."""
         names = ("label", "labels", "verbalizers", "metric", "positive_label", "max_new_tokens")
         given = {name: getattr(self, name) for name in names}
         return {key: value for key, value in given.items() if value is not None}

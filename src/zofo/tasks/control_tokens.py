@@ -1,4 +1,4 @@
-"""Control tokens that a row spells in its own text: they stay text, while those that a template writes are tokens."""
+"""Control tokens that occur in a row's own text stay text, while those that a template writes become tokens."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NO_MARKS = dict.fromkeys(map(ord, (_TOKEN, _END_TOKEN, _TEXT, _END_TEXT)))
 
 
 class Spelt(NamedTuple):
-    """A text, or a pair of texts, to be tokenised.
+    """A text, or a pair of texts, to tokenise.
 
     Args:
-        marked: whether marks tell the control tokens that a template writes from those that the row spells; without,
-            every control token is the template's.
+        marked: whether marks distinguish a template's control tokens from those in the row's text; if not, all are the
+            template's.
     """
 
     text: str
@@ -32,15 +32,15 @@ class Spelt(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """An example in the words that are tokenised.
+    """An example as the text that is tokenised.
 
     Args:
-        example: as people read it, its candidates with what ends them.
+        example: the readable example; its candidates include what ends them.
         prompt, candidates: the same, with marks if `marked`.
-        marked: whether control tokens of a template are marked, as `Speller.marked` does it.
-        stops: texts and tokens that end an answer, beside those of the task.
-        block: of a chat, what its template writes before an answer by itself.
-        unwritten: of a chat, what its template does not write, or writes in another way.
+        marked: whether a template's control tokens are marked; see `Speller.marked`.
+        stops: texts and tokens that end an answer, besides those of the task.
+        block: for a chat, what its template itself writes before an answer.
+        unwritten: for a chat, what its template omits or changes.
     """
 
     example: Example
@@ -53,11 +53,11 @@ class Asked(NamedTuple):
 
 
 class Coded(NamedTuple):
-    """A text in tokens.
+    """A tokenised text.
 
     Args:
-        spans: for each token, its first character and the one after its last, marks counted.
-        types: which text of a pair each token belongs to; empty where the tokenizer gives none.
+        spans: for each token, its first character and the one after its last, including marks.
+        types: which text of a pair each token belongs to; empty if the tokenizer has none.
     """
 
     ids: list[int]
@@ -71,12 +71,12 @@ def without_marks(text: str) -> str:
 
 
 def with_marks(text: str, end: int) -> str:
-    """The text up to a place, with the mark that closes a control token there."""
+    """The text up to a position, with the mark that closes a control token there."""
     return text[: end + 1] if text[end : end + 1] == _END_TOKEN else text[:end]
 
 
 class Speller:
-    """Tokenises texts, with the control tokens that rows spell left as text."""
+    """Tokenises texts so that control tokens in a row's own text stay text."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -87,18 +87,18 @@ class Speller:
         self._in_chat = re.compile(f"{_TEXT}({self._tokens}){_END_TEXT}|({self._tokens})|[{_TEXT}{_END_TEXT}]")
 
     def spells(self, texts: Iterable[str]) -> bool:
-        """Whether one of the texts of a row holds the spelling of a control token."""
+        """Whether a text of a row contains the text of a control token."""
         return any(self._control.search(text) for text in texts)
 
     def marked(self, text: str, own: Sequence[str], where: str) -> str:
-        """A text with marks around the control tokens in it that the row did not write.
+        """A text with marks around the control tokens in it that are not the row's own.
 
         Args:
-            text: a text that a template made.
-            own: texts that the row wrote into it, in order; others are ignored.
+            text: a text that a template produced.
+            own: the row's texts in it, in order; others are ignored.
 
         Raises:
-            DataError: the row wrote nothing but a control token, which the template writes as well.
+            DataError: a text of the row is a control token that the template writes as well.
         """
         inside: list[tuple[int, int]] = []
         place = 0
@@ -124,13 +124,14 @@ class Speller:
         return self._control.sub(mark, text)
 
     def in_marks(self, example: Example, texts: Sequence[str]) -> tuple[list[str], bool]:
-        """Texts that a template made of a row, marked if the row spells a control token; and whether they are."""
+        """Texts that a template produced for a row, marked if the row contains a control token; and whether they
+        are."""
         if not self.spells(example.own):
             return list(texts), False
         return [self.marked(text, example.own, example.where) for text in texts], True
 
     def marked_value(self, value: Any) -> Any:
-        """A value for a chat template, with marks around the control tokens that the row spells."""
+        """A value for a chat template, with marks around the control tokens in the row's text."""
         if isinstance(value, str):
             return self._control.sub(lambda token: f"{_TEXT}{token[0]}{_END_TEXT}", value)
         if isinstance(value, dict):
@@ -138,7 +139,7 @@ class Speller:
         return [self.marked_value(part) for part in value] if isinstance(value, list) else value
 
     def marked_chat(self, text: str) -> str:
-        """What a chat template wrote of marked values, with marks around its own control tokens instead."""
+        """The output of a chat template for marked values, with marks around its own control tokens instead."""
 
         def turned(found: re.Match[str]) -> str:
             return found[1] or (f"{_TOKEN}{found[2]}{_END_TOKEN}" if found[2] else "")
@@ -152,7 +153,7 @@ class Speller:
         return re.sub(f"{_TOKEN}(?:{self._tokens}){_END_TOKEN}", "", text)
 
     def as_known(self, text: Spelt, coded: Coded) -> Coded:
-        """What the twin made of a text, with the ids of the tokenizer; raises DataError for one made of plain text."""
+        """The twin's output with the ids of the tokenizer; raises DataError for a control token from plain text."""
         known = self._twin[1]
         spelt = {match[0] for match in self._control.finditer(without_marks(text.text + (text.second or "")))}
         made = {self.tokenizer.convert_tokens_to_ids(token): token for token in spelt}
@@ -167,12 +168,12 @@ class Speller:
 
     @property
     def twin(self) -> Any:
-        """A copy of the tokenizer whose control tokens are spelt with marks."""
+        """A copy of the tokenizer that recognises only marked control tokens."""
         return self._twin[0]
 
     @cached_property
     def _twin(self) -> tuple[Any, dict[int | None, int]]:
-        """A copy of the tokenizer whose control tokens are spelt with marks; and the id of each of its added tokens."""
+        """A copy of the tokenizer that recognises only marked control tokens, and the id of each added token."""
         from tokenizers import AddedToken, Tokenizer
 
         content = json.loads(self.tokenizer.backend_tokenizer.to_str())

@@ -1,4 +1,4 @@
-"""From a configuration to examples: the task, of a file or made for the user's own rows, and its rows, rendered."""
+"""From a configuration to examples: the task, from a file or built for the user's own rows, and its rendered rows."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task, parse_task, task_con
 def load_examples(
     task: Task, config: TaskConfig, splits: Sequence[Split] = SPLITS, head: bool = False, right: bool = True
 ) -> dict[Split, list[Example]]:
-    """Read, check, split and render all rows of a task, or of several at once; see `load_task_examples`.
+    """Read, check, split and render all rows of one task or several; see `load_task_examples`.
 
     Raises:
-        DataError: rows that cannot be used; with file, line and column.
-        ConfigError: several tasks for a classification head; of several, one that is kept for the test, or that has no
-            candidates other than by MetaICL's rows; no task with options; rows that are test rows of an unseen task.
+        DataError: rows cannot be used; the message has file, line and column. ConfigError: several tasks with a
+            classification head; one of several tasks is reserved for testing, or has no candidates without MetaICL's
+            rows; no task has options; rows are test rows of an unseen task.
     """
     if not config.several:
         with explaining(columns_in_file(task, config.columns)):
@@ -64,19 +64,20 @@ def load_task_examples(
     """Read, check, split and render all rows of a task.
 
     Args:
-        splits: those that are needed; the rows of others are read only where the task forbids rows of test in them.
+        splits: splits to load; rows of others are read only if the task forbids test rows in them.
         head: for a classification head instead of a language model.
-        right: whether rows must hold what is right.
-        of_several: whether it is one of several tasks: then `max_rows` counts for train alone, and train and test are
+        right: whether rows must have the right answer.
+        of_several: whether it is one of several tasks: then `max_rows` applies to train only, and train and test are
             compared only if test is among the splits.
 
     Returns:
-        The examples of each split. Splits drawn from the same origin share no row; when the origin is too small, train
-        keeps two thirds of it.
+        The examples of each split. Splits from the same origin share no row; if the origin is too small, train keeps
+        two thirds of it.
 
     Raises:
-        DataError: a missing file or column, a label outside the verbalizers, an empty text, too few rows, one label in
-            all rows of train, a row of test in train where the task forbids it; with file, line and column.
+        DataError: a missing file or column, a label without a verbalizer, an empty text, too few rows, the same label
+            in all training rows, a test row in train although the task forbids it; the message has file, line and
+            column.
     """
     prompt = _known_prompt(task, config, head)
     needed: list[Split] = list(splits)
@@ -112,7 +113,7 @@ def load_task_examples(
 
 
 def _known_prompt(task: Task, config: TaskConfig, head: bool) -> str | None:
-    """The name of the prompt that rows are rendered with; None for the task's first, or a head's own."""
+    """The name of the prompt; None for the task's first one, or a head's own input."""
     if head and task.kind != "classification":
         raise ConfigError(
             f"a classification head gives the same labels to every row, but {task.name!r} is a {task.kind} task",
@@ -128,7 +129,7 @@ def _known_prompt(task: Task, config: TaskConfig, head: bool) -> str | None:
 
 
 def _compared(task: Task, config: TaskConfig, needed: Sequence[Split], of_several: bool) -> list[Split]:
-    """More splits to read, to check that no row of test is in another split."""
+    """Further splits to read, to check that they contain no test rows."""
     alone = "test" not in needed and (of_several or "train" not in needed)
     if not task.disjoint or config.allow_overlap or alone:
         return []
@@ -149,8 +150,9 @@ def _rendered(
     columns: Sequence[str],
     with_earlier: bool,
 ) -> list[Example]:
-    """Rows as examples; `with_earlier`: with the earlier answers of chats to train on. The error for a bad row shows a
-    good one."""
+    """Rows as examples; with `with_earlier`, including the earlier answers of chats to train on.
+
+    The error for a bad row shows a good one."""
     examples: list[Example] = []
     for row in rows:
         try:
@@ -162,9 +164,9 @@ def _rendered(
 
 
 def _mixed_examples(config: TaskConfig, splits: Sequence[Split], right: bool) -> dict[Split, list[Example]]:
-    """The examples of several tasks, one after the other, each under the name of its own.
+    """The concatenated examples of several tasks, each with the name of its task.
 
-    Those of a task in free words have their output as only candidate, and are in train alone.
+    Free-text examples have their output as only candidate, and are only in train.
     """
     names, unseen = tasks_of(config)
     mixed: dict[Split, list[Example]] = {split: [] for split in splits}
@@ -205,15 +207,14 @@ _SIZES = {"validation": 500, "test": 1000}  # of splits that are drawn from the 
 def resolve_task(config: TaskConfig, free_words: bool = False, whole: bool = False) -> Task:
     """The task of a configuration.
 
-    A task file keeps its splits, unless its rows come from one file: then all three are drawn from that.
+    A task file keeps its splits, unless its rows are replaced by a single file, from which all three are drawn.
 
     Args:
-        free_words: whether MetaICL's rows may lack options, as in one of several training tasks.
-        whole: whether each split is a whole file, so that no rows are drawn.
+        free_words: whether MetaICL's rows may lack options, as allowed in one of several training tasks.
+        whole: whether each split is a whole file, so that none is drawn.
 
     Raises:
-        ConfigError: the task file, or what is given in place of its keys, cannot work.
-        DataError: rows of no known format.
+        ConfigError: the task file or its overrides cannot work. DataError: rows have no known format.
     """
     if config.several:
         return combined_task(config)
@@ -245,7 +246,7 @@ def resolve_task(config: TaskConfig, free_words: bool = False, whole: bool = Fal
 def _content(
     config: TaskConfig, data: str, rows: list[Row], splits: dict[str, dict[str, Any]], free_words: bool
 ) -> dict[str, Any]:
-    """A task file's content for rows in a known format, or with a template and a label column."""
+    """The content of a task file for rows of a known format, or with a template and a label column."""
     if config.columns:
         check_present(rows, config.columns, data, typed=True)
         rows = renamed(rows, config.columns)
@@ -320,7 +321,7 @@ def _read(task: Task, config: TaskConfig, origin: str) -> list[Row]:
 
 
 def read_data(data: str, origin: str) -> list[Row]:
-    """The user's own rows: of a single file, of the origin's file in a folder, or of a Hub data set."""
+    """The user's own rows: from a single file, from a file in a folder, or from a Hub data set."""
     path = Path(data)
     if path.is_dir():
         return read_folder(path, origin)
@@ -330,7 +331,7 @@ def read_data(data: str, origin: str) -> list[Row]:
 
 
 def origins_of(data: str) -> set[str] | None:
-    """The splits of a user's own folder or Hub data set by name; None for a single file, or one saved Dataset."""
+    """The splits of a user's own folder or Hub data set; None for a single file, or one saved Dataset."""
     path = Path(data)
     if path.is_dir():
         return folder_origins(path)

@@ -1,4 +1,4 @@
-"""What is drawn by seed: the rows of each split, solved rows to stand before each prompt, and the rows of a batch."""
+"""Seeded draws: the rows of each split, demonstrations for each prompt, and the rows of a batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Unit = list[Row]
 
 
 def divide(task: Task, origin: str, rows: Sequence[Row], config: TaskConfig) -> dict[Split, Sequence[Row]]:
-    """The rows of every split that comes from `origin`, in the order train, validation, test; each row once at most.
+    """The rows of every split that comes from `origin`, in the order train, validation, test; no row twice.
 
     Raises:
         ConfigError: `task.split_sizes` asks for more rows than there are.
@@ -69,7 +69,7 @@ def divide(task: Task, origin: str, rows: Sequence[Row], config: TaskConfig) -> 
 def _sizes(task: Task, wanted: Sequence[Split], given: dict[Split, int], rows: int, labels: int) -> dict[Split, int]:
     """The number of rows of each split.
 
-    If there are too few, the first split keeps two thirds, or half where the others would lack a label else.
+    If there are too few, the first split keeps two thirds, or half if the others would otherwise lack a label.
     """
     sizes = {split: given.get(split) or task.splits[split].size or rows for split in wanted}
     others, room = [split for split in wanted if split not in given], rows - sum(given.values())
@@ -82,7 +82,7 @@ def _sizes(task: Task, wanted: Sequence[Split], given: dict[Split, int], rows: i
 
 
 def _filled(units: Sequence[Unit], sizes: dict[Split, int], some: Collection[Split] = ()) -> dict[Split, Sequence[Row]]:
-    """The rows of each split: units in order, until it has its size; those in `some` get at least one."""
+    """The rows of each split: units in order, until it has its size; splits in `some` get at least one."""
     left: Iterator[Unit] = iter(units)
     divided: dict[Split, Sequence[Row]] = {}
     taken = 0
@@ -99,8 +99,9 @@ def _filled(units: Sequence[Unit], sizes: dict[Split, int], some: Collection[Spl
 def _filled_with_common(
     units: Sequence[Unit], common: Sequence[Unit], sizes: dict[Split, int]
 ) -> dict[Split, Sequence[Row]]:
-    """As `_filled`, where only train may have the units in `common`: it is filled last, and has them as far as there is
-    room."""
+    """As `_filled`, if only train may have the units in `common`.
+
+    Train is then filled last, and gets as many of them as fit."""
     scored_first = sorted(sizes, key=lambda split: split == "train")
     scored = [split for split in sizes if split != "train"]
     divided = _filled(units, {split: sizes[split] for split in scored_first}, scored)
@@ -109,9 +110,9 @@ def _filled_with_common(
 
 
 def _interleaved(units: Sequence[Unit], label: str | None) -> list[Unit]:
-    """Units reordered so that labels are evenly spread.
+    """Units reordered so that labels are spread evenly.
 
-    The n units of a label stand at (1/2, 3/2, ..., n - 1/2) / n of the way, in the order in which they are given.
+    The n units of a label are placed at fractions (1/2, 3/2, ..., n - 1/2) / n, in their given order.
     """
     strata: dict[Hashable, list[int]] = {}
     for number, unit in enumerate(units):
@@ -126,14 +127,14 @@ def _labels(unit: Unit, label: str | None) -> Hashable:
 
 
 def _units(task: Task, rows: Sequence[Row], config: TaskConfig, most: int | None) -> tuple[list[Unit], list[Unit]]:
-    """Rows that are drawn together: connected by the same group, or by a question of one that another is trained on.
+    """Rows that must be in the same split: connected by a group, or because one is trained on another's question.
 
-    A row is scored on its own question alone, the last of its questions, so that no others connect. One that more than
-    `most` rows are trained on within longer chats, such as a greeting, connects none: rows of that question are never
-    scored.
+    A row is scored only on its own question, the last one, so only that can connect rows. A question that more than
+    `most` rows train within longer chats, such as a greeting, does not connect rows; rows with it as their own question
+    are never scored.
 
     Args:
-        most: None where no row is trained on.
+        most: None if no rows are trained on.
 
     Returns:
         The units of all splits, and those that only train may have.
@@ -156,13 +157,13 @@ def _units(task: Task, rows: Sequence[Row], config: TaskConfig, most: int | None
 
 
 def _asked(task: Task, rows: Sequence[Row], every: bool, earlier: bool) -> list[list[Hashable]]:
-    """What each row is trained to answer, normalised, its own question as the last.
+    """The questions that each row is trained to answer, normalised, with its own question last.
 
-    Two ask the same where the columns that any prompt names are the same, less the final answer of a chat.
+    Two rows ask the same if they agree in the columns that prompts use, without the final answer of a chat.
 
     Args:
-        every: whether chats end with their last answer that is trained; else with their last answer.
-        earlier: whether earlier answers of chats are trained, too, where `every` is.
+        every: whether chats end with their last trained answer; otherwise with their last answer.
+        earlier: with `every`, whether earlier answers of chats are trained, too.
     """
     columns = [column for column in task.asked_columns if column != task.label]
     asked: list[list[Hashable]] = []
@@ -175,7 +176,7 @@ def _asked(task: Task, rows: Sequence[Row], every: bool, earlier: bool) -> list[
 
 
 def _chat(task: Task, row: Row) -> list[Hashable] | None:
-    """The questions of a chat; None for a mistake in it, which is named where the row is rendered."""
+    """The questions of a chat; None for an invalid one, which is reported when it is rendered."""
     for right in (True, False):
         try:
             return questions_of(chat_example(task.name, str(task.messages), row.fields, right), False)
@@ -185,7 +186,7 @@ def _chat(task: Task, row: Row) -> list[Hashable] | None:
 
 
 def _connected(rows: Sequence[Row], keys: Sequence[Sequence[Hashable]]) -> list[Unit]:
-    """Rows in units: those that share a key, directly or through others."""
+    """Groups of rows that share a key, directly or through others."""
     units: list[Unit] = []
     place: dict[Hashable, int] = {}  # of each key, its unit
     joined: list[int] = []  # of each unit, one that it is joined with, or itself
@@ -222,16 +223,16 @@ def _as_text(value: Any) -> str:
 def with_demonstrations(
     examples: Sequence[Example], pool: Sequence[Example], config: TaskConfig, separator: str = SEPARATOR
 ) -> list[Example]:
-    """Examples whose prompts begin with solved ones of the pool, the same or others for each by `fewshot_sampling`.
+    """Examples with demonstrations from the pool before each prompt; `fewshot_sampling`: the same for all, or not.
 
-    No demonstration asks what its example asks, in whichever row or form it stands, see `question_of`. Which are drawn
-    depends on `split_seed` and the example's number.
+    No demonstration asks the same question as its example, in any row or form (see `question_of`). The draw depends on
+    `split_seed` and the example's number.
 
     Args:
-        pool: solved examples, of train.
+        pool: solved training examples.
 
     Raises:
-        ConfigError: the pool is too small, or has too few rows that ask something else; or it holds chats.
+        ConfigError: the pool is too small, has too few other questions, or contains chats.
 
     Source: Brown et al. (2020), "Language Models are Few-Shot Learners".
     """
@@ -268,7 +269,8 @@ def with_demonstrations(
 
 
 def few_of_each(task: Task, examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
-    """Examples drawn by seed: `shots` of each label, or in all without labels; raises DataError for too few rows."""
+    """A seeded draw of `shots` examples per label, or in total if there are no labels; raises DataError for too few
+    rows."""
     drawn = [examples[i] for i in permutation(Key(seed, 0), "shots", len(examples))]
     kept: list[Example] = []
     for gold in range(len(task.label_names)) or [None]:
@@ -292,18 +294,17 @@ _WINDOW = 8  # batches whose examples are sorted by length together
 class EpochSampler(Generic[T, B]):
     """An endless sequence of batches, addressed by number: a pure function of (seed, name, number).
 
-    Each epoch visits the examples in an order of its own; with `length`, examples of similar length share a batch, by
-    sorting within windows of 8 batches of that order and drawing the batches in a random order again. A remainder
-    smaller than a batch waits for the next epoch's order. Nothing has to be saved to go on after a stop but the
-    number.
+    Each epoch visits the examples in a new random order. With `length`, examples of similar length share a batch:
+    windows of 8 batches are sorted by length, and the batches are shuffled again. A remainder smaller than a batch is
+    dropped until the next epoch. To resume, only the number is needed.
 
     Args:
         collate: turns a list of examples into a batch.
-        name: tells apart several sequences of one run.
-        length: of an example, to group by; None does not group.
+        name: distinguishes several sequences of one run.
+        length: returns the length of an example to group by; None does not group.
 
     Raises:
-        ConfigError: fewer examples than one batch takes.
+        ConfigError: there are fewer examples than in one batch.
     """
 
     def __init__(

@@ -29,11 +29,11 @@ class Metric:
     """A score of predictions.
 
     Args:
-        kinds: the kinds of task that it has a meaning for.
-        about: one line on what it counts.
+        kinds: the kinds of task that it applies to.
+        about: one line on what it measures.
         score: (examples, predictions), of the same length n >= 1 -> from 0 to 1 (Matthews: from -1), never NaN. Raises
-            a DataError where what is right is not known.
-        of_one_label: whether it scores how one label is found, which outputs then name.
+            a DataError if the right answer is unknown.
+        of_one_label: whether it is the score of a single label, which outputs then name.
     """
 
     kinds: frozenset[str]
@@ -56,16 +56,16 @@ def _metric(name: str, kinds: Sequence[str], about: str, of_one_label: bool = Fa
 
 
 def score_name(metric: str, label: str) -> str:
-    """A metric as people read it, with the label that it is of where it is of one: "f1 of 'fraud'"."""
+    """The name of a metric for people, with its label if it is for a single one: "f1 of 'fraud'"."""
     return f"{metric} of {label!r}" if label and metric in METRICS and METRICS[metric].of_one_label else metric
 
 
 def check_metric(name: str, kind: str) -> None:
-    """Refuse a metric that has no meaning for a kind of task.
+    """Refuse a metric that does not apply to a kind of task.
 
     Raises:
         UnknownNameError: there is no such metric.
-        ConfigError: it does not suit the kind; the hint lists those that do.
+        ConfigError: it does not apply to the kind; the hint lists those that do.
     """
     if kind not in METRICS[name].kinds:
         fitting = ", ".join(other for other in METRICS if kind in METRICS[other].kinds)
@@ -73,12 +73,12 @@ def check_metric(name: str, kind: str) -> None:
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """F1 of the tokens of one generated text, for the best of the accepted answers.
+    """Token F1 of a generated text with the best of its accepted answers.
 
     2 * shared / (tokens of the prediction + tokens of the answer), after SQuAD's normalisation: lower case, without
-    punctuation and the articles a, an, the; tokens are what white space divides. Unlike SQuAD's script, it compares two
-    numbers by their values, keeps signs and points of numbers in texts, so that "-5 C" is not "5 C", and compares an
-    answer of which nothing is left, such as "A", as it is.
+    punctuation and the articles a, an, the, split at white space. Unlike SQuAD's script, it compares two numbers by
+    value, keeps signs and decimal points in texts, so that "-5 C" is not "5 C", and does not normalise an answer that
+    would become empty, such as "A".
 
     Args:
         answers: accepted texts, at least one.
@@ -95,7 +95,7 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
 
 
 def _squad(predictions: Sequence[str], answers: Sequence[Sequence[str]], which: str) -> float:
-    """The mean of `f1` or `exact_match` over texts, each for the best of its accepted answers."""
+    """The mean of `f1` or `exact_match` over texts, each with the best of its accepted answers."""
     values = [
         max(_squad_pair(prediction, answer, which) for answer in accepted)
         for prediction, accepted in zip(predictions, answers, strict=True)
@@ -128,7 +128,7 @@ def _macro_f1(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
 
 
 def macro_f1_of(gold: Sequence[Any], predicted: Sequence[Any]) -> float:
-    """The mean of the F1 of each label that occurs or is predicted, from 0 to 1."""
+    """The mean F1 over all labels that occur or are predicted, from 0 to 1."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(gold, predicted, average="macro", zero_division=0.0))
@@ -235,7 +235,8 @@ def _share(rights: Sequence[bool]) -> float:
 
 
 def _labels(examples: Sequence[Example], answers: Sequence[Answer]) -> tuple[list[int], list[int]]:
-    """The right and the predicted label of each example; of several right ones, the predicted one where it is right."""
+    """The right and the predicted label of each example; if several are right, the predicted one if it is among
+    them."""
     _known(examples, "golds", "label")
     predicted = [int(answer) for answer in answers]
     pairs = zip(examples, predicted, strict=True)
@@ -261,15 +262,15 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def plain(text: str) -> str:
-    """A text in one Unicode form (NFC), without white space around it."""
+    """A text in Unicode form NFC, without surrounding white space."""
     return unicodedata.normalize("NFC", text).strip()
 
 
 def number_in(text: str) -> tuple[Decimal, str] | None:
-    """The number that a whole text is, with its unit; None for any other text.
+    """The number that a whole text represents, with its unit; None for any other text.
 
-    A unit is one currency sign or a percent sign, "" for none. Commas and spaces may group the digits before the point
-    by three; a full stop may end it. `1.000,5` and `1/2` are texts.
+    A unit is one currency sign or a percent sign, "" for none. Commas and spaces may group digits by three; a full stop
+    may follow. `1.000,5` and `1/2` are not numbers.
     """
     found = _NUMBER.fullmatch(plain(text).translate(_MINUS))
     if found is None:
@@ -283,10 +284,10 @@ def number_in(text: str) -> tuple[Decimal, str] | None:
 
 
 def same_number(one: str, other: str) -> bool | None:
-    """Whether two texts are the same number; None where one of them is no number.
+    """Whether two texts are the same number; None if one of them is not a number.
 
-    Units must be the same where both have one: `$5` is `5`, and not `€5`. A percentage is not its share: `5%` is `5`,
-    and not `0.05`.
+    Units must agree if both have one: `$5` equals `5`, but not `€5`. A percentage is not a fraction: `5%` equals `5`,
+    not `0.05`.
     """
     first, second = number_in(one), number_in(other)
     if first is None or second is None:
@@ -295,15 +296,15 @@ def same_number(one: str, other: str) -> bool | None:
 
 
 def number_or_text_match(one: str, other: str) -> bool:
-    """Whether two texts are the same number, or, where one of them is none, the same text."""
+    """Whether two texts are the same number or, if one is not a number, the same text."""
     same = same_number(one, other)
     return plain(one) == plain(other) if same is None else same
 
 
 def same_without_tokens(one: str, other: str) -> bool | None:
-    """Whether a text is another one of which SQuAD's normalisation leaves nothing; None where it leaves something.
+    """Whether a text equals one that SQuAD's normalisation would make empty; None if it would not be empty.
 
-    It drops punctuation and the articles a, an, the: here articles stay, then punctuation.
+    SQuAD drops punctuation and the articles a, an, the. Here articles are kept and, if necessary, punctuation.
     """
     first, second = _bare(one), _bare(other)
     if _ARTICLES.sub(" ", second).strip():
@@ -312,9 +313,9 @@ def same_without_tokens(one: str, other: str) -> bool | None:
 
 
 def with_whole_numbers(text: str) -> str:
-    """A text whose numbers SQuAD's normalisation does not change: it would make 15 of 1.5 and of -15, and 10 of 1:0.
+    """A text whose numbers survive SQuAD's normalisation, which would make 15 of 1.5 and of -15, and 10 of 1:0.
 
-    Signs, and points and the like between digits, become words; commas that group digits by three go.
+    Signs, and separators between digits, become words; thousands separators are removed.
     """
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain(text).translate(_MINUS))
     text = re.sub(r"(?<![\w.,])-(?=\.?\d)", "minus", text)

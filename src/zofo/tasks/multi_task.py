@@ -1,6 +1,7 @@
-"""Several tasks at once, for meta-training: MetaICL's rows and setting files, and that no test data is trained on.
+"""Several tasks at once, for meta-training: MetaICL's rows and setting files, and checks that no test data is trained
+on.
 
-A row is `{"task", "input", "output", "options"}`, and has no prompt of ours: the input, a line break and the output;
+A row is `{"task", "input", "output", "options"}`, and has no prompt of its own: the input, a line break and the output;
 three line breaks between demonstrations; macro-F1 for classifications and accuracy for the rest. A setting file is
 `{"train": ["glue-mrpc", ...], "test": ["glue-rte", ...]}`.
 
@@ -43,11 +44,11 @@ def combined_task(config: TaskConfig) -> Task:
 
 
 def tasks_of(config: TaskConfig) -> tuple[list[str], list[str]]:
-    """The names of the tasks, and of those that are kept for the test.
+    """The names of the tasks, and of those reserved for testing.
 
     Raises:
-        ConfigError: no task, one that is given twice, or what is no name of one.
-        DataError: the setting file cannot be read, or holds something else.
+        ConfigError: there is no task, a duplicate, or an invalid name. DataError: the setting file cannot be read, or
+            contains something else.
     """
     names, unseen = config.tasks, config.held_out_tasks
     if config.metaicl_setting is not None:
@@ -76,7 +77,7 @@ def tasks_of(config: TaskConfig) -> tuple[list[str], list[str]]:
 
 
 def _folder(config: TaskConfig, name: str) -> Path | None:
-    """The folder of a task in the data folder, by its name or its `file_name`; None where no data folder is given."""
+    """The folder of a task in the data folder, by its name or its `file_name`; None if no data folder is given."""
     root = config.data or config.data_dir
     if root is None:
         return None
@@ -85,7 +86,7 @@ def _folder(config: TaskConfig, name: str) -> Path | None:
 
 
 def task_inputs(config: TaskConfig, name: str, split: Split) -> dict[str, str]:
-    """The inputs of a task's rows by place; empty where they are not MetaICL's, or not in the data folder."""
+    """The inputs of a task's rows by place; empty if they are not MetaICL's, or not in the data folder."""
     folder = _folder(config, name)
     return {} if folder is None else inputs_in(folder, split)
 
@@ -120,7 +121,7 @@ def subtask_config(config: TaskConfig, name: str) -> TaskConfig:
 
 
 def check_has_options(config: TaskConfig, unseen: Sequence[str]) -> None:
-    """Raises ConfigError for a task that is kept for the test but has no options to score."""
+    """Raise ConfigError for a task reserved for testing without options to score."""
     for name in unseen:
         folder = _folder(config, name)
         if folder is not None and in_free_words(folder):
@@ -143,7 +144,7 @@ _ASKED: dict[str, Any] = {"prompts": {"default": "{{ input }}\n"}, "separator": 
 
 
 def choice_content() -> dict[str, Any]:
-    """The part of a task file for rows with options of their own."""
+    """The content of a task file for rows with their own options."""
     options = "options | unique(case_sensitive=true) | list"
     choices = {"each": options, "text": "{{ choice }}"}
     answer = {"label": "output", "labels": options}  # an output is the text of an option, also where it is a number
@@ -151,16 +152,16 @@ def choice_content() -> dict[str, Any]:
 
 
 def metaicl_content(rows: Sequence[Row], kind: Type | None, free_words: bool = False) -> dict[str, Any]:
-    """The part of a task file for MetaICL's rows.
+    """The content of a task file for MetaICL's rows.
 
     Args:
-        rows: rows of train, each checked separately.
+        rows: training rows, each already checked.
         kind: kind of the task; by default a classification if all rows have the same options.
-        free_words: whether rows without options are allowed; their outputs are free texts, only for training.
+        free_words: whether rows without options are allowed; their outputs are free texts, for training only.
 
     Raises:
-        DataError: the rows of a classification differ in their options or all have the same output; or rows lack
-            options although others have some, or free texts are not allowed.
+        DataError: the rows of a classification differ in their options or all have the same output; or some rows lack
+            options, or all do and free texts are not allowed.
     """
     free = [row for row in rows if not row.fields["options"]]
     if free and not (free_words and len(free) == len(rows)):
@@ -190,10 +191,10 @@ def metaicl_content(rows: Sequence[Row], kind: Type | None, free_words: bool = F
 
 
 def type_of(folder: Path) -> Type | None:
-    """The kind of a task in `tasks.json` beside its folder; None where it is not given.
+    """The kind of a task in `tasks.json` beside its folder; None if it is not listed.
 
     Raises:
-        DataError: the file is no JSON object.
+        DataError: the file is not a JSON object.
     """
     path = folder.parent / _ABOUT
     if not path.is_file():
@@ -204,10 +205,10 @@ def type_of(folder: Path) -> Type | None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read a JSON object from a file.
 
     Raises:
-        DataError: it cannot be read, or holds something else; names the file and the line.
+        DataError: it cannot be read, or contains something else; the message names the file and the line.
     """
     try:
         return read_json_object(path)
@@ -221,13 +222,13 @@ def has_metaicl_rows(folder: Path) -> bool:
 
 
 def in_free_words(folder: Path) -> bool:
-    """Whether a folder has MetaICL's rows and the first has no options."""
+    """Whether a folder has MetaICL's rows, and the first has no options."""
     row = _first_row(folder)
     return row is not None and not row["options"]
 
 
 def _first_row(folder: Path) -> dict[str, Any] | None:
-    """The first row of a folder's train.jsonl; None where it is not MetaICL's."""
+    """The first row of a folder's train.jsonl; None if it is not MetaICL's."""
     path = next(iter(files_of(folder, "train")), None)
     if path is None or path.suffix != ".jsonl":
         return None
@@ -244,12 +245,12 @@ _COLLECTIONS = re.compile(r"^(glue|super_?glue|kilt|unifiedqa)[-_:]")
 
 
 def canonical_task_name(name: str) -> str:
-    """What tasks have in common that are the same by other names: `glue-sst2`, `SST-2` and `sst2`."""
+    """A name that is the same for different spellings of a task: `glue-sst2`, `SST-2` and `sst2`."""
     return re.sub(r"[^a-z0-9]", "", _COLLECTIONS.sub("", name.lower()))
 
 
 def overlapping_tasks(trained: Sequence[str], tested: Sequence[str]) -> str:
-    """The tasks that are trained on and tested, also under another name, as a message names them; "" for none."""
+    """The tasks that are both trained on and tested, possibly under another name, for a message; "" for none."""
     known = {canonical_task_name(name): name for name in trained}
     pairs = [(known[canonical_task_name(name)], name) for name in tested if canonical_task_name(name) in known]
     texts = [repr(one) if one == other else f"{one!r} (tested as {other!r})" for one, other in pairs[:_SHOWN]]
@@ -257,7 +258,7 @@ def overlapping_tasks(trained: Sequence[str], tested: Sequence[str]) -> str:
 
 
 def check_no_overlapping_tasks(trained: Sequence[str], unseen: Sequence[str]) -> None:
-    """Raises ConfigError for a task that is both trained on and kept for the test, under any of its names."""
+    """Raise ConfigError for a task that is both trained on and reserved for testing, under any of its names."""
     if same := overlapping_tasks(trained, unseen):
         raise ConfigError(
             f"tasks that are kept for the test are trained on: {same}",
@@ -266,7 +267,7 @@ def check_no_overlapping_tasks(trained: Sequence[str], unseen: Sequence[str]) ->
 
 
 def inputs_in(folder: Path, split: Split) -> dict[str, str]:
-    """The inputs of MetaICL's rows in a folder by place; empty where it has no such rows."""
+    """The inputs of MetaICL's rows in a folder by place; empty if it has no such rows."""
     rows = read_folder(folder, split) if has_metaicl_rows(folder) and has_split(folder, split) else []
     return {row.where: str(row.fields.get("input", "")).strip() for row in rows}
 
@@ -281,11 +282,11 @@ def check_no_shared_rows(
     """Refuse training rows that are test rows of another task.
 
     Args:
-        trained: inputs of its training rows by place.
-        held: for each task that is kept for the test, the inputs of its test rows by place.
+        trained: inputs of the training rows by place.
+        held: inputs of the test rows by place, for each task reserved for testing.
 
     Raises:
-        ConfigError: rows are shared; names the first.
+        ConfigError: rows are shared; the message names the first.
     """
     for other, rows in held.items():
         places = {text: where for where, text in rows.items()}

@@ -1,4 +1,4 @@
-"""No run is tested on a task that it, or the run that it starts from, was trained on."""
+"""Checks that a run is not tested on a task that it, or the run it starts from, was trained on."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _INSTEAD = "take a run that was not trained on it"
 
 
 def check_not_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, scored: bool = False) -> None:
-    """Refuse to test a run on a task that it was trained on as one of several: by any of its names, or by its rows.
+    """Refuse to test a run on a task that it was trained on as one of several, judged by names and rows.
 
-    Rows are compared if they are MetaICL's and have not been moved.
+    Rows are compared if they are MetaICL's and still at their place.
 
     Args:
-        asked: task of a run that starts from it, or that it is scored on.
-        scored: whether all tasks of `asked` are scored; else only the unseen ones are.
+        asked: the task to score it on, or of a run that starts from it.
+        scored: whether all tasks of `asked` are scored; otherwise only the unseen ones.
 
     Raises:
         ConfigError: they overlap and `asked.allow_overlap` is false, or the run's tasks are not known.
@@ -58,10 +58,10 @@ def check_not_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, score
 
 
 def trained_questions(trained: TaskConfig, head: bool) -> frozenset[Hashable]:
-    """What a run on one task was trained to answer, as `is_asked` looks it up; nothing of a run on several tasks.
+    """The questions that a run on one task was trained to answer, for `is_asked`; empty for several tasks.
 
     Args:
-        head: whether for a classification head.
+        head: whether it has a classification head.
 
     Raises:
         ZofoError: its rows cannot be read any more.
@@ -80,8 +80,9 @@ def is_asked(example: Example, questions: Collection[Hashable]) -> bool:
 def trained_on_notes(
     trained: TaskConfig, examples: Mapping[Split, Sequence[Example]], run: str, head: bool = False
 ) -> list[str]:
-    """What to say of validation and test rows whose questions a run that is started from was trained on, as where
-    another `split_seed` draws the splits, or that its rows cannot be read any more."""
+    """Notes about validation and test rows whose questions the start run was trained on.
+
+    Such as when another `split_seed` draws the splits. Also if the start run's rows can no longer be read."""
     try:
         known = trained_questions(trained, head)
     except ZofoError as error:
@@ -98,7 +99,7 @@ def trained_on_notes(
 
 
 def _tested(asked: TaskConfig, scored: bool) -> Mapping[str, Mapping[str, str]]:
-    """The tested tasks by all of their names, each with the inputs of its test rows by place."""
+    """The tested tasks by all their names, each with the inputs of its test rows by place."""
     if asked.several:
         names, unseen = tasks_of(asked)
         return {name: task_inputs(asked, name, "test") for name in (*unseen, *(names if scored else ()))}

@@ -1,4 +1,4 @@
-"""From a row to an example: filling templates, and finding what is right."""
+"""From a row to an example: fill templates, and find the right answer."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def render(
         where: file and line, or source and row.
         prompt: name of the prompt; by default the task's first.
         head: for a classification head, which sees the row's texts unless a prompt is named.
-        right: whether the row must hold its label or answer; without, it is not read.
-        columns: those that are kept for rewards.
+        right: whether the row must have its label or answer; otherwise it is not read.
+        columns: columns to keep for rewards.
 
     Raises:
-        DataError: a missing column, an empty text, an unknown label; names the place.
+        DataError: a missing column, an empty text, or an unknown label; the message names the place.
     """
     with at_row(where):
         common: dict[str, Any] = {"where": where, "columns": _kept(task.name, columns, fields)}
@@ -73,7 +73,7 @@ def _kept(name: str, columns: Sequence[str], fields: Mapping[str, Any]) -> str:
 def _example(
     task: Task, fields: Mapping[str, Any], prompt: str | None, head: bool, right: bool, common: dict[str, Any]
 ) -> Example:
-    """A row of a task without chats as an example, with what is `common` to all kinds."""
+    """A row of a task without chats as an example, with the values in `common`."""
     asked = task.prompt(prompt)
     plain_head = head and prompt is None and task.texts is not None
     known = _fields(task, fields, task.columns(prompt, plain_head))
@@ -105,7 +105,7 @@ def _example(
 
 
 def _fields(task: Task, fields: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    """The columns that are needed, checked, their texts without white space around them; a missing one is empty."""
+    """The needed columns, checked and stripped of surrounding white space; a missing one is empty."""
     check_columns(task.name, (column for column in columns if column not in task.optional_columns), fields)
     return {column: _checked(fields.get(column), column, column in task.optional_columns) for column in columns}
 
@@ -133,7 +133,7 @@ def _content_free(task: Task, prompt: Prompt, fields: Mapping[str, Any]) -> str:
 
 
 def _choices(choices: Choices, fields: Mapping[str, Any], own: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The texts of the choices, and what they are made of; what the row wrote is added to `own`."""
+    """The texts of the choices, and what they are made of; the row's own texts are added to `own`."""
     if isinstance(choices, ChoicesFromColumn):
         values = fill(choices.each, fields, expression=True)
         if isinstance(values, str | Mapping) or not hasattr(values, "__iter__"):
@@ -155,7 +155,7 @@ def _choices(choices: Choices, fields: Mapping[str, Any], own: list[str]) -> tup
 
 
 def _answers(name: str, expression: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """The accepted answers of a generation as the row writes them, each once, in order."""
+    """The accepted answers of a generation as the row has them, each once, in order."""
     columns = columns_of(expression, expression=True)
     check_columns(name, columns, fields)
     found = fill(expression, {column: fields[column] for column in columns}, expression=True)
@@ -169,16 +169,16 @@ def _answers(name: str, expression: str, fields: Mapping[str, Any]) -> tuple[str
 
 
 def _continuation(prompt: str, answer: str, stop: Sequence[str]) -> str:
-    """An answer as it follows the prompt, with what ends it: a model learns to end only if it is shown how.
+    """An answer as it follows the prompt, with what ends it, so that a model learns to end.
 
-    The answer's own white space is kept: before its first word, and after its last one where no stop text ends it.
+    White space in the answer is kept: before its first word, and after its last one if no stop text ends it.
     """
     space = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
     return f"{space}{answer.rstrip()}{stop[0]}" if stop else f"{space}{answer}"
 
 
 def label_of(label: str, fields: Mapping[str, Any], name: str) -> Any:
-    """The label of a row: the column of that name, or the value of an expression where there is no such column."""
+    """The label of a row: the column of that name, or the value of an expression if there is no such column."""
     if label in fields:
         return fields[label]
     try:
@@ -192,7 +192,7 @@ def label_of(label: str, fields: Mapping[str, Any], name: str) -> Any:
 def label_index(task: Task, label: Any) -> int:
     """Index of a row's label among the verbalizers; false and true count as 0 and 1, as on the Hub.
 
-    A named class may be given by number or by name. A label that no verbalizer fits, or two, is refused.
+    A named class may be given by number or by name. A label that matches no verbalizer, or two, is refused.
     """
     text = label.name if isinstance(label, NamedLabel) else label
     places = [
@@ -226,10 +226,10 @@ def gold_choices(
 
     Args:
         values: texts of the choices, stripped.
-        each: the list in the row that holds them, if there is one.
+        each: the list in the row that has them, if there is one.
 
     Raises:
-        RowError: the label is none of the choices, or can be read as two of them.
+        RowError: the label matches none of the choices, or two of them.
     """
     assert task.label is not None
     label = label_of(task.label, fields, task.name)

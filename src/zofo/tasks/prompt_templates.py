@@ -1,4 +1,4 @@
-"""Templates of prompts: Jinja in a sandbox, strict about names, a function of the row alone, and within limits."""
+"""Prompt templates: sandboxed Jinja with strict names, resource limits, and output that depends on the row alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROW = "row"
 
 
 def _lower_first(text: str) -> str:
-    """The first word in lower case, unless it is "I" or begins with it, as in "I'm"."""
+    """Lower-case the first word, unless it is "I" or begins with it, as in "I'm"."""
     first = text.split(maxsplit=1)[:1]
     return text if first and first[0].split("'")[0] == "I" else text[:1].lower() + text[1:]
 
@@ -41,13 +41,13 @@ def _environment() -> _PromptEnvironment:
 
 
 class _Parsed(NamedTuple):
-    """What is known of a template or an expression.
+    """A parsed template or expression.
 
     Args:
-        columns: that it names.
-        plain: those that it writes directly or through filters; these must be texts.
+        columns: the columns that it names.
+        plain: columns that it writes directly or through filters; these must be texts.
         constants: literal texts in its expressions, such as 'because' in {{ 'because' if cause else 'so' }}.
-        run: (columns of a row) -> what it writes, or the value of the expression.
+        run: (columns of a row) -> its output, or the value of the expression.
     """
 
     columns: frozenset[str]
@@ -58,7 +58,7 @@ class _Parsed(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _parsed(template: str, expression: bool) -> _Parsed:
-    """A template, or an expression. Raises the errors of Jinja, RecursionError and MemoryError."""
+    """Parse a template or an expression. Raises the errors of Jinja, RecursionError and MemoryError."""
     environment = _environment()
     tree = environment.parse("{{ " + template + " }}" if expression else template)
     columns = jinja2.meta.find_undeclared_variables(tree) - {CHOICE, ROW}
@@ -83,10 +83,10 @@ def _parsed(template: str, expression: bool) -> _Parsed:
 
 
 def columns_of(template: str, expression: bool = False) -> list[str]:
-    """The columns that a template or an expression names, in the order in which they first appear.
+    """The columns that a template or an expression names, in order of appearance.
 
     Raises:
-        ValueError: it is not one; says what is wrong.
+        ValueError: it is invalid; the message says why.
     """
     try:
         columns = _parsed(template, expression).columns
@@ -98,19 +98,19 @@ def columns_of(template: str, expression: bool = False) -> list[str]:
 
 
 def check_expression(text: str) -> str:
-    """A column or an expression of columns as it is; raises ValueError where it is none."""
+    """Return a column or an expression of columns unchanged; raises ValueError if it is invalid."""
     columns_of(text, expression=True)
     return text
 
 
 def check_template(template: str) -> str:
-    """A template as it is; raises ValueError where it is none."""
+    """Return a template unchanged; raises ValueError if it is invalid."""
     columns_of(template)
     return template
 
 
 def check_prompt(template: str) -> str:
-    """The template of a prompt as it is; raises ValueError where it is none, or names no column."""
+    """Return a prompt template unchanged; raises ValueError if it is invalid, or names no column."""
     if not columns_of(template) and f"{ROW}[" not in template:
         single = "{" in template and "{{" not in template
         taken = next((name for name in (CHOICE, ROW) if f"{{ {name} }}" in template), None)
@@ -122,10 +122,10 @@ def check_prompt(template: str) -> str:
 
 
 def check_no_answer_leak(templates: Sequence[str], right: str) -> None:
-    """Raises ValueError for a template that names the column of what is right.
+    """Raise ValueError for a template that names the column of the right answer.
 
     Args:
-        right: that column, or an expression: of one, only a part of a column such as answers.text is looked at.
+        right: that column, or an expression, of which only a part of a column such as answers.text is considered.
     """
     column = right.partition(".")[0] if re.fullmatch(r"\w+(\.\w+)*", right) else right
     telling = next((text for text in templates if column in columns_of(text)), None)
@@ -138,10 +138,10 @@ FAILURES = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError,
 
 
 def fill(template: str, fields: Mapping[str, Any], expression: bool = False, own: list[str] | None = None) -> Any:
-    """A template with the columns of one row in place: a text; of an expression, its value.
+    """Fill a template with the columns of a row, or evaluate an expression.
 
     Args:
-        own: a list to which the texts are added that the row wrote, in their order.
+        own: a list to which the row's own texts are appended in order.
 
     Raises:
         RowError: it cannot be filled with this row.
@@ -192,7 +192,7 @@ _LEFT: ContextVar[list[int]] = ContextVar("template_limits")  # operations and c
 
 
 def _work(characters: int = 0) -> None:
-    """Count one operation, and characters that it makes; raises OverflowError where the limits are passed."""
+    """Count one operation and the characters that it produces; raises OverflowError beyond the limits."""
     left = _LEFT.get(None)
     if left is None:
         return
@@ -223,7 +223,7 @@ def _size(value: Any) -> int:
 
 
 def _measured(value: Any) -> Any:
-    """The value, once its size is counted; raises TypeError for a set."""
+    """The value, after counting its size; raises TypeError for a set."""
     if isinstance(value, set | frozenset):
         raise TypeError("a set has no order")
     _work(_size(value))
@@ -231,21 +231,21 @@ def _measured(value: Any) -> Any:
 
 
 def _measured_parts(name: str, arguments: Sequence[Any]) -> Sequence[Any]:
-    """The arguments of a filter or method, those that `join` joins measured."""
+    """The arguments of a filter or method, after measuring those that `join` joins."""
     if name != "join" or not arguments:
         return arguments
     return [[_measured(one) for one in arguments[0]], *arguments[1:]]
 
 
 def _counted(values: Iterable[Any]) -> Iterator[Any]:
-    """The values of a loop, each pass counted."""
+    """The values of a loop, counting each pass."""
     for value in values:
         _work()
         yield value
 
 
 def _check_result_length(name: str, given: Any, arguments: Iterable[Any]) -> None:
-    """Raises OverflowError for a growing filter or method whose result would be too long, before it is made."""
+    """Raise OverflowError before a filter or method produces a result that is too long."""
     if name not in _GROWING:
         return
     most = 1
@@ -278,7 +278,7 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 
 @jinja2.pass_context
 def _finalize(context: jinja2.runtime.Context, value: Any) -> Any:
-    """What a template writes: no function, iterator or other thing that has no text of its own."""
+    """The output of an expression: no function, iterator or other object without a text form."""
     if callable(value) and not isinstance(value, jinja2.Undefined):
         raise TypeError(f"{getattr(value, '__name__', value)!r} is a function: call it, as in column.strip()")
     if isinstance(value, Iterator | KeysView | ValuesView | ItemsView):
@@ -289,7 +289,7 @@ def _finalize(context: jinja2.runtime.Context, value: Any) -> Any:
 
 
 class _PromptEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The environment of templates whose result is a function of the row, within limits while a row's are set."""
+    """A Jinja environment whose results depend on the row alone, with limits while a row is rendered."""
 
     intercepted_binops = frozenset({"+", "-", "*", "**", "%"})
 
@@ -315,7 +315,7 @@ class _PromptEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return tree
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        """An operator, unless its result would be too large, or has no order."""
+        """An operator, unless its result would be too large, or has no defined order."""
         whole = isinstance(left, int) and isinstance(right, int)
         if operator == "**" and (not whole or right < 0 or left.bit_length() * right > _MOST_BITS):
             if isinstance(left, float) or isinstance(right, float) or (whole and right < 0):
@@ -332,7 +332,7 @@ class _PromptEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return _measured(super().call_binop(context, operator, left, right))
 
     def call(self, context: jinja2.runtime.Context, function: Any, *arguments: Any, **options: Any) -> Any:
-        """A function, method or macro, its work and what it is given and makes counted."""
+        """A function, method or macro, counting its work, arguments and result."""
         name = getattr(function, "__name__", "")
         _check_result_length(name, getattr(function, "__self__", None), [*arguments, *options.values()])
         if max(map(_size, arguments), default=0) > MOST_CHARACTERS:
@@ -340,7 +340,7 @@ class _PromptEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return _measured(super().call(context, function, *_measured_parts(name, arguments), **options))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Whether a template may look it up: neither what the sandbox forbids nor the clock of dates."""
+        """Whether a template may access it: neither forbidden by the sandbox, nor the clock of dates."""
         return attr not in _CLOCK and super().is_safe_attribute(obj, attr, value)
 
 
@@ -349,7 +349,7 @@ def _through(name: str, node: Any) -> jinja2.nodes.Filter:
 
 
 def _check_deterministic(tree: jinja2.nodes.Template) -> None:
-    """Raises TemplateSyntaxError for what is not a function of the row."""
+    """Raise TemplateSyntaxError for anything that does not depend on the row alone."""
     for call in tree.find_all(jinja2.nodes.Call):
         if isinstance(call.node, jinja2.nodes.Name) and call.node.name in _CHANCE:
             what = f"{call.node.name}() is {_CHANCE[call.node.name]}, and a prompt is a function of its row"
@@ -362,7 +362,7 @@ def _check_deterministic(tree: jinja2.nodes.Template) -> None:
 
 
 def _check_no_address(text: str, fields: Mapping[str, Any]) -> None:
-    """Raises TypeError for a text that holds the place of an object in memory, unless the row has it."""
+    """Raise TypeError for a text with a memory address, unless the row has it."""
     for found in _ADDRESS.findall(text):
         if found not in str(dict(fields)):
             raise TypeError(f"it writes an object, not a text ({found.strip(' >')}): call the function, or use | list")

@@ -1,4 +1,4 @@
-"""What may be wrong with the rows of a task as a whole: refused, or noted for the user to read before training."""
+"""Problems with a task's rows as a whole: errors, or notes for the user to read before training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ENOUGH = 20  # rows in which the first choice is not missing by chance
 
 
 def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[str]:
-    """Notes on labels that look like mistakes, repeated rows, and labels that are missing or rare.
+    """Notes about labels that look like mistakes, repeated rows, and labels that are missing or rare.
 
     Args:
         examples: examples of each split, without demonstrations.
@@ -50,7 +50,7 @@ def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[s
 
 
 def _likely_mistakes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[str]:
-    """Labels that look like mistakes but may be intended, a line each."""
+    """Labels that look like mistakes but may be intended, one per line."""
     rows = [one for split in examples.values() for one in split]
     counts = Counter(gold for one in rows for gold in one.golds)
     if task.kind == "classification":
@@ -67,8 +67,9 @@ def _likely_mistakes(task: Task, examples: Mapping[Split, Sequence[Example]]) ->
 
 
 def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
-    """Content of rows that the model does not see, or is not trained on: the chat template drops it or writes it in
-    another way, or the tokenizer does not know it.
+    """Content of rows that the model does not see, or is not trained on.
+
+    The chat template omits it or changes it, or the tokenizer does not know it.
 
     Returns:
         A line for each kind, with the first such row.
@@ -93,7 +94,7 @@ def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
 
 
 def readable_splits(task: Task, config: TaskConfig) -> list[Split]:
-    """The splits that can be read without a new download once train and validation are read."""
+    """The splits that can be read without another download once train and validation are read."""
     if config.several:
         return list(SPLITS[:2])
     known = {task.splits[split].origin for split in SPLITS[:2]}
@@ -105,11 +106,12 @@ def readable_splits(task: Task, config: TaskConfig) -> list[Split]:
 
 
 def repeat_notes(examples: Mapping[Split, Sequence[Example]], generation: bool) -> list[str]:
-    """Notes on rows that ask what an earlier row of their split asks, and on rows of validation and test in train, or
-    that ask for an earlier answer of one.
+    """Notes about rows that repeat a question of their split, and validation and test rows whose question is in train.
+
+    The question may also be that of an earlier answer of a training row.
 
     Args:
-        examples: of each split, without demonstrations.
+        examples: examples of each split, without demonstrations.
         generation: whether they are free answers.
     """
     notes: list[str] = []
@@ -149,14 +151,14 @@ def _pair(one: Example, other: Example) -> str:
 
 
 def _right(example: Example) -> Hashable:
-    """What is right, as texts, whatever order the candidates stand in."""
+    """The right answers, as texts, independent of the order of candidates."""
     if example.answers:
         return frozenset(text.strip() for text in example.answers)
     return frozenset(example.candidates[gold].strip() for gold in example.golds)
 
 
 def check_test_rows(task: Task, examples: Mapping[Split, Sequence[Example]]) -> None:
-    """Raises DataError for a row of test that is in train or validation, where the task forbids it."""
+    """Raise DataError for a test row that is in train or validation, if the task forbids it."""
     if not task.disjoint or "test" not in examples:
         return
     with_options = task.kind != "generation"
@@ -185,7 +187,7 @@ _MISSING = {"n/a", "na", "nan", "<na>", "#n/a", "null", "none", "nil", "?", "-"}
 
 
 def label_notes(counts: Mapping[Any, int]) -> list[str]:
-    """What a user should look at among labels, each of which can be used."""
+    """Notes about labels that can be used, but that a user should look at."""
     notes = []
     texts = sorted((label for label in counts if isinstance(label, str)), key=lambda label: (-counts[label], label))
     for number, rare in enumerate(texts):
@@ -217,7 +219,7 @@ def _letters(text: str) -> str:
 
 
 def _one_edit_apart(one: str, other: str) -> bool:
-    """Whether two texts differ in one character that is added, left out or another, or in two neighbours' order."""
+    """Whether two texts differ by one inserted, deleted or replaced character, or two swapped neighbours."""
     short, long = sorted((one, other), key=len)
     start = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
     rest_short, rest_long = short[start:], long[start:]
@@ -230,9 +232,9 @@ def _one_edit_apart(one: str, other: str) -> bool:
 def check_several_labels(
     task: Task, rows: Sequence[Row], examples: Sequence[Example], prompt: str | None, head: bool
 ) -> None:
-    """Raises DataError for rows of train that all have the same candidates and the same right ones among them.
+    """Raise DataError if all training rows have the same candidates and the same right ones among them.
 
-    Rows that are not among the examples may have others: a few that were drawn may be of one label by chance.
+    Rows that were not drawn are considered, too: a few drawn rows may have one label by chance.
     """
     if task.kind == "generation" or task.kind == "multiple-choice" and len(examples) < 2:
         return

@@ -1,4 +1,4 @@
-"""A task is a file, of a package or of a user: where rows come from, how one becomes a prompt, and what is right."""
+"""A task is a file, packaged or a user's own: where rows come from, how one becomes a prompt, and what is right."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ PromptTemplate = Annotated[str, AfterValidator(check_prompt)]
 
 
 class ChoicesFromColumn(Config):
-    """Choices of a list that the row holds."""
+    """Choices from a list in the row."""
 
     each: Expression
     """The list: a column, or a value made of columns."""
@@ -112,7 +112,7 @@ ChoiceLabels = Annotated[list[Label] | Expression, AfterValidator(_once)]
 
 
 class Prompt(Config):
-    """A template, with the verbalizers or choices that belong to it."""
+    """A template, with its verbalizers or choices."""
 
     template: PromptTemplate
     """The text before the candidate, in Jinja: `{{ column }}` wherever a column of the row goes."""
@@ -143,7 +143,7 @@ class Task(Config):
     """A task file, read and checked.
 
     Raises:
-        ValueError: (as a ConfigError from `load_task`) a template, verbalizer, choice or split that cannot work.
+        ValueError: (as a ConfigError from `load_task`) a template, verbalizer, choice or split is invalid.
     """
 
     name: str
@@ -253,7 +253,7 @@ class Task(Config):
         return list(self.prompts)
 
     def prompt(self, name: str | None = None) -> Prompt:
-        """The prompt of that name, or the default one. Raises UnknownNameError: there is none."""
+        """The prompt of that name, or the default one. Raises UnknownNameError if there is none."""
         if name is None:
             return next(iter(self.prompts.values()))
         if name not in self.prompts:
@@ -261,7 +261,7 @@ class Task(Config):
         return self.prompts[name]
 
     def verbalizers_of(self, prompt: str | None = None) -> dict[Label, str]:
-        """The text for each label after a prompt, in the order of the task's labels."""
+        """The text of each label after a prompt, in the order of the task's labels."""
         own = self.prompt(prompt).verbalizers
         order = self.verbalizers or own or {}
         return {label: (own or order)[label] for label in order}
@@ -280,20 +280,20 @@ class Task(Config):
 
     @property
     def positive(self) -> int | None:
-        """The place of `positive_label` among the labels; None where the task names none."""
+        """The index of `positive_label` among the labels; None if the task names none."""
         names = [str(label) for label in self.label_names]
         return None if self.positive_label is None else names.index(str(self.positive_label))
 
     @property
     def score_of(self) -> str:
-        """The label that scores of one label are of; "" for tasks that have no such scores."""
+        """The label that single-label scores are for; "" for tasks without such scores."""
         names = [str(label) for label in self.label_names]
         if self.positive is None:
             return names[-1] if len(names) == 2 else ""
         return names[self.positive]
 
     def columns(self, prompt: str | None = None, head: bool = False) -> list[str]:
-        """The columns that a row needs for its prompt; label and answer are not among them."""
+        """The columns that a row needs for its prompt, without label and answer."""
         if self.messages is not None:
             return [self.messages]
         if head and self.texts is not None:
@@ -308,13 +308,13 @@ class Task(Config):
 
     @property
     def asked_columns(self) -> list[str]:
-        """The columns that any prompt names, or the texts for a head; label and answer are not among them."""
+        """The columns that any prompt names, or the texts for a head, without label and answer."""
         named = [column for prompt in self.prompts for column in self.columns(prompt)]
         return list(dict.fromkeys([*named, *(name for text in self.texts or () for name in columns_of(text))]))
 
 
 def known_split(split: str) -> Split:
-    """The split with this name. Raises ConfigError: the name is unknown."""
+    """The split with this name. Raises ConfigError if it is unknown."""
     for known in SPLITS:
         if split == known:
             return known
@@ -326,13 +326,13 @@ TASK_FILES: Registry[Any] = Registry("task")
 
 
 def register_tasks(folder: Any) -> None:
-    """Make tasks known by name: one for each .yaml file in a folder.
+    """Register tasks by name: one for each .yaml file in a folder.
 
     Args:
-        folder: of task files: a path, or of a package `importlib.resources.files("my_package") / "tasks"`.
+        folder: folder of task files: a path, or `importlib.resources.files("my_package") / "tasks"` in a package.
 
     Raises:
-        ValueError: a name is taken.
+        ValueError: a name is already taken.
     """
     for path in folder.iterdir():
         if path.name.endswith(".yaml"):
@@ -348,12 +348,12 @@ def task_names() -> list[str]:
 
 
 def packaged_text(name: str) -> str:
-    """The file of a packaged task. Raises UnknownNameError: there is none of that name."""
+    """The text of a packaged task file. Raises UnknownNameError if there is none of that name."""
     return str(TASK_FILES[name].read_text(encoding="utf-8"))
 
 
 def task_content(name: str) -> Any:
-    """The plain content of a packaged task by its name, or of a task file by its path.
+    """The parsed content of a packaged task by name, or of a task file by path.
 
     Raises:
         UnknownNameError: neither a packaged task nor a file.
@@ -372,7 +372,7 @@ def task_content(name: str) -> Any:
 
 
 def load_task(name: str) -> Task:
-    """Read a packaged task by its name, or a task file by its path.
+    """Load a packaged task by name, or a task file by path.
 
     Raises:
         UnknownNameError: neither a packaged task nor a file.
@@ -382,7 +382,7 @@ def load_task(name: str) -> Task:
 
 
 def parse_task(content: Any, where: str) -> Task:
-    """Build a task from the content of its file. Raises ConfigError: names the file and the key."""
+    """Build a task from the content of its file. Raises ConfigError that names the file and the key."""
     with error_context(where):
         task = parse_model(Task, content)
         for metric in (task.metric, *task.extra_metrics):

@@ -1,4 +1,4 @@
-"""Tokenisation for causal language models, and the place where the candidate begins."""
+"""Tokenisation for causal language models, including where candidates begin."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from zofo.tasks.tokenization_checks import check_distinct, check_reasoning_promp
 
 @dataclass(frozen=True)
 class TokenizedChoices:
-    """An example in tokens.
+    """An encoded example.
 
     Args:
         rows: for each candidate, the tokens of prompt and candidate together.
         scored: for each candidate, how many tokens at the end of its row belong to it.
-        gold: index of the candidate that is trained on.
-        stops: texts and tokens that end its answer, beside those of the task.
-        joined: whether prompt and candidate have the tokens that they have as one text.
-        unwritten: for a chat, content that the template drops or changes.
-        earlier_spans: for a chat, where in its row earlier answers stand that are trained, too: of each its first token
-            and the one after its last.
-        untrained: for a chat, why one of its earlier answers is not; "" for none.
+        gold: index of the candidate to train on.
+        stops: texts and tokens that end its answer, besides those of the task.
+        joined: whether prompt and candidate have the same tokens as when tokenised as one text.
+        unwritten: for a chat, content that the template omits or changes.
+        earlier_spans: for a chat, where earlier trained answers are in its row: the first token and the one after the
+            last of each.
+        untrained: for a chat, why one of its earlier answers is not trained; "" for none.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -49,38 +49,39 @@ class TokenizedChoices:
 
     @property
     def length(self) -> int:
-        """Tokens of the longest row."""
+        """Number of tokens of the longest row."""
         return max(map(len, self.rows))
 
     @property
     def logits_to_keep(self) -> int:
-        """How many positions have logits that are kept: from the first that predicts a scored token on. A batch keeps
-        the most that any of its examples does, of each."""
+        """Number of positions whose logits are needed: from the first one that predicts a scored token.
+
+        A batch uses the maximum over its examples."""
         earlier = [len(self.rows[0]) - start for start, _ in self.earlier_spans[:1]]
         return max([*earlier, *self.scored])
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """The tokens before the candidate that is trained on."""
+        """The tokens before the candidate to train on."""
         row = self.rows[self.gold]
         return row[: len(row) - self.scored[self.gold]]
 
     def places(self, candidate: int) -> list[int]:
-        """Where in the row of a candidate its scored tokens stand."""
+        """The positions of a candidate's scored tokens in its row."""
         row = self.rows[candidate]
         spans = (*self.earlier_spans, (len(row) - self.scored[candidate], len(row)))
         return [place for start, end in spans for place in range(start, end)]
 
     def gold_only(self) -> TokenizedChoices:
-        """The example with only the candidate that is trained on."""
+        """The example with only the candidate to train on."""
         return replace(self, rows=(self.rows[self.gold],), scored=(self.scored[self.gold],), gold=0)
 
     def last_only(self) -> TokenizedChoices:
-        """The example without earlier answers that are trained."""
+        """The example without earlier trained answers."""
         return replace(self, earlier_spans=()) if self.earlier_spans else self
 
     def full_sequence(self) -> TokenizedChoices:
-        """As `gold_only`, with every token scored but the first."""
+        """As `gold_only`, with every token scored except the first."""
         row = self.rows[self.gold]
         return replace(self, rows=(row,), scored=(len(row) - 1,), gold=0, earlier_spans=())
 
@@ -94,23 +95,23 @@ def encode(
 ) -> list[TokenizedChoices]:
     """Tokenise examples for a causal language model.
 
-    The prompt does not depend on what is right. With one candidate, the answer of a generation, its tokens are those
-    of the prompt alone, and the answer's follow. With several, each row is tokenised as one text, and all are scored
-    from the same place: the last before the first token of any candidate, found by character offsets, up to which
-    they have the same tokens. Lengths are never subtracted. A candidate with nothing before it is predicted from the
-    token that begins a text, or from the one that ends texts where a model has no other.
+    The prompt does not depend on the right answer. With one candidate, the answer of a generation, the prompt is
+    tokenised alone, and the answer's tokens follow. With several, each row is tokenised as one text, and all are scored
+    from the same position: the last one before the first token of any candidate (found by character offsets) up to
+    which they have the same tokens. Lengths are never subtracted. A candidate with nothing before it is predicted from
+    the beginning-of-text token, or the end-of-text token if a model has no other.
 
     Args:
-        limit: the longest row in tokens; None for no limit.
-        truncate: drop the oldest tokens of a longer prompt, keeping a leading special token, instead of refusing it;
-            an earlier answer that is cut is not trained.
-        require_all: refuse a chat of whose earlier answers one is to be trained and cannot be.
+        limit: maximum length of a row in tokens; None for no limit.
+        truncate: drop the oldest tokens of a longer prompt, keeping a leading special token, instead of refusing it; an
+            earlier answer that is cut is not trained.
+        require_all: refuse a chat if one of its earlier answers cannot be trained.
 
     Raises:
-        DataError: a text longer than `limit`, candidates of one example that have the same tokens, or a candidate that
-            has no token, or none before it to be predicted from; turns that the chat template refuses or changes; an
-            earlier answer that the model would be asked for after other tokens, with `require_all`.
-        ModelError: a chat, and a tokenizer without a chat template or with one that cannot be trained with.
+        DataError: a text is longer than `limit`; candidates of one example have the same tokens; a candidate has no
+            token, or none before it to be predicted from; the chat template refuses or changes turns; or, with
+            `require_all`, an earlier answer would be generated after other tokens. ModelError: a chat, and the
+            tokenizer has no chat template, or one that cannot be trained with.
     """
     if not examples:
         return []
@@ -150,10 +151,10 @@ _Codes = tuple[list[Coded], list[int]]
 
 
 def _coded_parts(speller: Speller, asked: Sequence[Asked], chats: bool) -> list[_Codes]:
-    """The tokens of each example.
+    """Tokenise each example.
 
     Args:
-        chats: whether they are chats, whose template writes all special tokens.
+        chats: whether they are chats, whose template writes all special tokens itself.
     """
     add = {"add_special_tokens": not chats}
     wholes = iter(coded(speller, [_spelt(one, one.prompt + text) for one in asked for text in one.candidates], **add))
@@ -187,10 +188,10 @@ _Earlier = tuple[list[tuple[int, int]], str]
 def _earlier(
     speller: Speller, examples: Sequence[Example], asked: Sequence[Asked], rows: Sequence[tuple[int, ...]]
 ) -> list[_Earlier]:
-    """Of each chat, where the earlier answers stand in its row that the model would be asked for after the tokens
-    before them; and why it would not be for another one, "" if there is none.
+    """For each chat, the spans of the earlier answers that can be trained, and why another one cannot be, "" for none.
 
-    It would be where the row of the chat up to that answer is what this row begins with.
+    An answer can be trained if the whole row begins with the row of the chat up to that answer: at inference the model
+    would generate it after the same tokens.
     """
     alone: list[Asked] = []
     why: dict[tuple[int, int], Asked | str] = {}
@@ -216,7 +217,7 @@ def _earlier(
 
 
 def _asked_until(speller: Speller, example: Example, place: int, whole: Asked) -> Asked | str:
-    """A chat up to one of its earlier answers, or why that is not what the whole chat begins with."""
+    """A chat up to one of its earlier answers, or why the whole chat does not begin with it."""
     try:
         alone = write_chat(speller, chat_until(example, place), whole=False)
         check_reasoning_prompts([whole, alone])
@@ -227,7 +228,7 @@ def _asked_until(speller: Speller, example: Example, place: int, whole: Asked) -
 
 
 def _apart(one: str, other: str) -> str:
-    """How a chat up to an answer differs from what the whole chat begins with."""
+    """How a chat up to an answer differs from the beginning of the whole chat."""
     same = len(os.path.commonprefix([one, other]))
     return (
         f"the model's chat template writes {truncate_repr(one[same:])} where it is the last turn, and "
@@ -236,14 +237,14 @@ def _apart(one: str, other: str) -> str:
 
 
 def coded(speller: Speller, texts: Sequence[Spelt], spans: bool = True, **options: Any) -> list[Coded]:
-    """Tokenise texts, with the control tokens that rows spell left as text.
+    """Tokenise texts so that control tokens in a row's own text stay text.
 
     Args:
-        texts: all by themselves, or all pairs.
-        spans: whether they are asked for; without, they are empty.
+        texts: either all single texts, or all pairs.
+        spans: whether to compute spans; otherwise they are empty.
 
     Raises:
-        DataError: the tokenizer makes a control token of a text even where it is spelt as text.
+        DataError: the tokenizer turns a text into a control token regardless.
     """
     found: list[Coded] = [Coded([], [], [])] * len(texts)
     for marked in (False, True):
@@ -272,7 +273,7 @@ def _spelt(asked: Asked, text: str) -> Spelt:
 
 
 def _asked(speller: Speller, example: Example) -> Asked:
-    """An example as it is tokenised: a chat as its template writes it, candidates with their end of text."""
+    """An example as the text to tokenise: a chat as its template writes it, candidates with their end of text."""
     if example.messages:
         return write_chat(speller, example)
     (prompt, *candidates), marked = speller.in_marks(example, (example.prompt, *example.candidates))
@@ -294,11 +295,11 @@ def _answered(
 ) -> tuple[list[tuple[int, ...]], int, bool]:
     """The row of a prompt with its only candidate, where that begins, and whether both are tokenised as one text.
 
-    Where one text would have other tokens than the prompt, the candidate's are those after a text that it does not
-    merge with.
+    If the tokenised whole would not begin with the prompt's tokens, the candidate's tokens are those after a text that
+    it does not merge with.
 
     Raises:
-        DataError: it merges with every one.
+        DataError: it merges with every text.
     """
     candidate = asked.candidates[0]
     if not candidate:  # nothing to score: the end of a text holds its place
@@ -319,7 +320,7 @@ def _answered(
 
 
 def _from_one_place(texts: Sequence[Coded], prompt: int) -> tuple[list[tuple[int, ...]], int, bool]:
-    """The rows of several candidates, the place that all are scored from, and whether each begins there."""
+    """The rows of several candidates, the position that all are scored from, and whether each begins there."""
     starts = [next((i for i, span in enumerate(one.spans) if span[1] > prompt), len(one.ids)) for one in texts]
     columns = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*(one.ids for one in texts), strict=False))
     start = min(*starts, sum(1 for _ in columns))
@@ -342,11 +343,11 @@ def fitted(
     truncate: bool,
     example: Example,
 ) -> list[tuple[int, ...]]:
-    """Rows within the limit; as many tokens are dropped for every candidate, so that all follow the same prompt.
+    """Rows within the limit; the same number of tokens is dropped for every candidate, so that all follow the same
+    prompt.
 
     Args:
-        spare: what may be dropped, the first before the next: where it begins in a row, from the end if that is
-            negative, and how many tokens it has.
+        spare: what may be dropped, in order: the start in a row, from the end if negative, and the number of tokens.
 
     Raises:
         DataError: the rows are too long.
@@ -364,5 +365,5 @@ def fitted(
 
 
 def leading(row: Sequence[int], special: Collection[int]) -> int:
-    """How many special tokens a row begins with that are kept where it is shortened: 1 or 0."""
+    """The number of leading special tokens that are kept when a row is shortened: 1 or 0."""
     return 1 if row[0] in special else 0

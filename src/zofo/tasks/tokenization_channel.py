@@ -1,4 +1,4 @@
-"""Tokenisation for scores of a channel: how likely a prompt is after each candidate."""
+"""Tokenisation for channel scores: the likelihood of a prompt after each candidate."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def _candidate(example: Example, number: int) -> str:
 def encode_channel(
     tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False
 ) -> list[TokenizedChoices]:
-    """Tokenise examples so that the score of a candidate is that of the prompt after it.
+    """Tokenise examples so that the score of a candidate is the likelihood of the prompt after it.
 
     score[c] = (1 / n) sum over the n tokens of the prompt of log p(token | demonstrations, c, tokens before it).
 
-    Every candidate is followed by the same tokens, those of the prompt, so that means and sums rank alike.
+    Every candidate is followed by the same tokens, those of the prompt, so means and sums give the same ranking.
 
     Args:
-        truncate: of longer rows, drop the oldest tokens: of the demonstrations, and then of the prompt.
+        truncate: drop the oldest tokens of longer rows: of the demonstrations, then of the prompt.
 
     Raises:
-        DataError: a text longer than `limit`, a chat, or one without candidates to choose from.
+        DataError: a text longer than `limit`, a chat, or an example without candidates to choose from.
 
     Source: Min, Lewis, Hajishirzi, Zettlemoyer (2022), "Noisy Channel Language Model Prompting for Few-Shot Text
     Classification".

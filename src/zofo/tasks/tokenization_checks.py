@@ -1,4 +1,4 @@
-"""Checks of rows in tokens: errors for what cannot be scored, and for what is too long."""
+"""Checks of encoded rows: errors for rows that cannot be scored, or are too long."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zofo.tasks.readers.row import Example
 
 
 def check_reasoning_prompts(asked: Sequence[Asked]) -> None:
-    """Raises DataError for chats with and without reasoning, if the template gives them different prompts."""
+    """Raise DataError for chats with and without reasoning, if the template gives them different prompts."""
     with_block = [one.example for one in asked if one.block]
     first = {example.thinks: example for example in reversed(with_block)}
     if len(first) > 1:
@@ -22,7 +22,7 @@ def check_reasoning_prompts(asked: Sequence[Asked]) -> None:
 
 
 def check_scorable(example: Example, candidate: int, start: int, end: int) -> None:
-    """Raises DataError for a candidate that has no token, or none before it to be predicted from."""
+    """Raise DataError for a candidate without a token, or without one before it to be predicted from."""
     if 0 < start < end:
         return
     problem = "has no token of its own" if start == end else "has no token before it to be predicted from"
@@ -33,7 +33,7 @@ def check_scorable(example: Example, candidate: int, start: int, end: int) -> No
 
 
 def check_distinct(example: Example, rows: Sequence[tuple[int, ...]]) -> None:
-    """Raises DataError for two candidates that have the same tokens."""
+    """Raise DataError for two candidates with the same tokens."""
     first: dict[tuple[int, ...], int] = {}
     for index, row in enumerate(rows):
         if row in first:

@@ -1,4 +1,4 @@
-"""From text to tokens for models that see both sides: a label word in the middle, or a head on top."""
+"""Tokenisation for bidirectional models: a label word in the middle, or a head on top."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class _OneText:
 
     @property
     def length(self) -> int:
-        """Tokens of the text."""
+        """Number of tokens of the text."""
         return len(self.tokens)
 
     @property
     def logits_to_keep(self) -> int:
-        """How many positions have logits that are kept; a head on top has none."""
+        """Number of positions whose logits are needed; 0 for a head on top."""
         return 0
 
     def last_only(self) -> Any:
@@ -46,13 +46,13 @@ class _OneText:
 
 @dataclass(frozen=True)
 class TokenizedCloze(_OneText):
-    """An example for a masked language model: its label word is asked for in the middle of a text.
+    """An example for a masked language model, with a mask for its label word in the middle of a text.
 
     Args:
         tokens: the whole text, with the mask in the label word's place.
-        place: where the mask is.
+        place: position of the mask.
         targets: the token of each candidate.
-        gold: index of the candidate that is trained on.
+        gold: index of the candidate to train on.
     """
 
     tokens: tuple[int, ...]
@@ -63,12 +63,12 @@ class TokenizedCloze(_OneText):
 
     @property
     def ids(self) -> set[int]:
-        """All of its tokens, those of the candidates with them."""
+        """All of its tokens, including those of the candidates."""
         return {*self.tokens, *self.targets}
 
     @property
     def logits_to_keep(self) -> int:
-        """How many positions have logits that are kept: from the mask on."""
+        """Number of positions whose logits are needed: from the mask on."""
         return len(self.tokens) - self.place
 
 
@@ -77,9 +77,9 @@ class TokenizedText(_OneText):
     """An example for a classification head: one text or a pair.
 
     Args:
-        tokens: the text, or both with what the tokenizer puts between them.
-        types: which of the two each token belongs to, where the model asks for that; else empty.
-        gold: index of the label that is trained on.
+        tokens: the text, or both with the tokenizer's separator.
+        types: which of the two each token belongs to, if the model needs it; otherwise empty.
+        gold: index of the label to train on.
     """
 
     tokens: tuple[int, ...]
@@ -93,13 +93,13 @@ def encode_masked(
 ) -> list[TokenizedCloze]:
     """Tokenise examples for a masked language model: prompt, the mask in the candidate's place, ending.
 
-    Each candidate is tokenised in its place, and must be one token there with the same tokens around it.
+    Each candidate is tokenised in place, and must be a single token there with the same tokens around it.
 
     Args:
         truncate: drop the oldest tokens of a longer prompt instead of refusing it.
 
     Raises:
-        DataError: a text longer than `limit`, or a candidate that is not one token.
+        DataError: a text longer than `limit`, or a candidate that is not a single token.
 
     Source: the label words of LM-BFF (Gao, Fisch, Chen 2021), as in MeZO's RoBERTa experiments.
     """
@@ -147,8 +147,9 @@ def encode_masked(
 def encode_texts(
     tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False
 ) -> list[TokenizedText]:
-    """Tokenise examples for a classification head, a pair as the tokenizer joins pairs, or line by line if it has no
-    token to put between.
+    """Tokenise examples for a classification head.
+
+    A pair is joined as the tokenizer joins pairs, or with a line break if it has no separator token.
 
     Args:
         truncate: drop the oldest tokens of the longer text instead of refusing it.

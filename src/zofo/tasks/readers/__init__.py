@@ -1,1 +1,1 @@
-"""Rows of files and of the Hub, and what format they have; every mistake in them is named by file, line and column."""
+"""Read rows from files and the Hub, and detect their format; errors name file, line and column."""

@@ -1,4 +1,4 @@
-"""Rows of Arrow tables: of parquet and .arrow files, and of the data sets of `datasets`."""
+"""Rows of Arrow tables: of parquet and .arrow files, and of `datasets`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zofo.tasks.readers.row import NamedLabel, Row, RowError, all_rows
 
 
 def read_arrow_file(path: Path) -> list[Row]:
-    """All rows of a .parquet or .arrow file; raises DataError for one that is none, or has an unreadable column."""
+    """All rows of a .parquet or .arrow file; raises DataError for an invalid one, or an unreadable column."""
     import pyarrow
     import pyarrow.parquet
 
@@ -43,11 +43,11 @@ def table_rows(table: Any, source: str, features: Mapping[str, Any] | None = Non
     """The rows of a table; numbers of classes with names become `NamedLabel`.
 
     Args:
-        table: a `pyarrow.Table`; its schema may hold what `datasets` knows of the columns.
-        features: of a `datasets.Dataset`; by default, what the schema says of them.
+        table: a `pyarrow.Table`; its schema may have the features of `datasets`.
+        features: features of a `datasets.Dataset`; by default those in the schema.
 
     Raises:
-        DataError: two columns of one name, a value that Python cannot hold, a number of no class.
+        DataError: two columns have the same name, Python cannot hold a value, or a number has no class.
     """
     import pyarrow
 
@@ -71,7 +71,7 @@ def table_rows(table: Any, source: str, features: Mapping[str, Any] | None = Non
 
 
 def _check_distinct_columns(fields: Any, place: str) -> None:
-    """Raises DataError for two columns of one name, at any depth: a row would keep only one."""
+    """Raise DataError for two columns of the same name, at any depth: a row would keep only one."""
     import pyarrow
 
     twice = [name for name, count in Counter(field.name for field in fields).items() if count > 1]
@@ -101,7 +101,7 @@ def _features(metadata: Mapping[bytes, bytes], source: str) -> Mapping[str, Any]
 
 
 def _named(value: Any, column: str, names: Sequence[str] | None) -> Any:
-    """A class number with the name of its class; -1 means that there is no label."""
+    """A class number with the name of its class; -1 means no label."""
     if names is None or not isinstance(value, int) or value == -1:
         return value
     if not 0 <= value < len(names):

@@ -1,4 +1,4 @@
-"""Rows that are chats: their turns, as several data sets write them, checked, and as an example."""
+"""Rows that are chats: their turns in the forms of several data sets, checked, and as an example."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROLES |= {"model": "assistant", "observation": "tool", "function_response": "to
 
 
 def chat_example(name: str, column: str, fields: Mapping[str, Any], right: bool) -> Example:
-    """A chat: all turns up to the last answer that is trained are asked, and that one is the answer."""
+    """A chat as an example: the last trained answer is the answer, and all turns before it are the prompt."""
     check_columns(name, [column], fields)
     turns = turns_of(fields, column)
     check_turns(column, turns, answered=right)
@@ -37,7 +37,7 @@ def chat_example(name: str, column: str, fields: Mapping[str, Any], right: bool)
 
 
 def trained_places(turns: Any) -> list[int]:
-    """Where the answers stand that are trained: those after another turn; none in what are no turns."""
+    """The indices of the trained answers, those after another turn; empty for invalid turns."""
     given = turns if isinstance(turns, list | tuple) else ()
     return [
         place
@@ -47,7 +47,7 @@ def trained_places(turns: Any) -> list[int]:
 
 
 def chat_until(chat: Example, place: int) -> Example:
-    """A chat up to one of its answers, which is then the one to train on."""
+    """A chat up to one of its answers, which then is the one to train on."""
     _, content, *more = chat.messages[place]
     return replace(
         chat,
@@ -62,7 +62,7 @@ def chat_until(chat: Example, place: int) -> Example:
 
 
 def _message(turn: Mapping[str, Any]) -> Message:
-    """A turn, with all of its keys that hold something for the model."""
+    """A turn, with all non-empty keys for the model."""
     ours = ("role", "content", WEIGHT)
     more = {key: value for key, value in turn.items() if key not in ours and value not in (None, [], "")}
     content = turn.get("content") or ""
@@ -70,7 +70,7 @@ def _message(turn: Mapping[str, Any]) -> Message:
 
 
 def _tools(fields: Mapping[str, Any]) -> str:
-    """What may be called, as JSON; "" for nothing. Data sets write it as a list, or as that list in a text."""
+    """The available tools as JSON; "" for none. Data sets have them as a list, or as JSON text."""
     given = next((value for name, value in fields.items() if name.lower() == TOOLS), None)
     try:
         tools = json.loads(given) if isinstance(given, str) and given.strip() else given or None
@@ -90,11 +90,11 @@ def texts_of(value: Any) -> list[str]:
 
 
 def turns_of(fields: Mapping[str, Any], column: str) -> Any:
-    """The turns of a row, each with role and content; what is no list of turns is given back as it is.
+    """The turns of a row, each with role and content; anything else is returned unchanged.
 
     Args:
-        fields: the row. A text in its column `system` is the first turn of a chat that begins with another one, as in
-            the files of LLaMA-Factory.
+        fields: the row. A text in its column `system` is the first turn, if the chat begins with another one, as in
+            files of LLaMA-Factory.
     """
     turns, system = fields[column], fields.get("system")
     if not isinstance(turns, list | tuple) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
@@ -106,7 +106,7 @@ def turns_of(fields: Mapping[str, Any], column: str) -> Any:
 
 
 def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """A turn with all of its keys; a speaker that is not known keeps his name, which is refused later."""
+    """A turn with all of its keys; an unknown speaker keeps its name, and is refused later."""
     speaker = turn["from"]
     role = _ROLES.get(speaker.lower(), speaker) if isinstance(speaker, str) else speaker
     others = {key: value for key, value in turn.items() if key not in ("from", "value", "role", "content")}
@@ -114,10 +114,10 @@ def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_turns(column: str, turns: Any, answered: bool = True) -> None:
-    """Refuse what are no turns of a chat.
+    """Refuse invalid turns of a chat.
 
     Args:
-        answered: whether the last one must be an answer; else any role may have it.
+        answered: whether the last turn must be an answer; otherwise any role may have it.
     """
     if not isinstance(turns, list | tuple) or not turns:
         raise RowError(f"column {column!r} is {truncate_repr(turns)}, not a list of turns", _TURNS, "no list")

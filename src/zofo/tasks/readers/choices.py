@@ -1,4 +1,4 @@
-"""The right choice of a row, from any form of answer; an answer with two readings is refused."""
+"""The right choice of a row, from any form of answer; an ambiguous answer is refused."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ _READINGS = {
 
 
 def hidden_hint(answer: Any) -> str | None:
-    """A hint for a label of -1, which may mean that there is none; None for other labels."""
+    """A hint for a label of -1, which may mean that there is no label; None for other labels."""
     hidden = "-1 stands for a label that the data set's authors keep to themselves: take a split that has its labels"
     return hidden if number_key(answer) == "-1" else None
 
 
 def same_key(one: Any, other: Any) -> bool:
-    """Whether an answer is a key, as a text or as a number; 3, 3.0 and "3" are the same."""
+    """Whether an answer equals a key, as a text or as a number; 3, 3.0 and "3" are equal."""
     number = number_key(one)
     return str(one).strip() == str(other).strip() or number is not None and number == number_key(other)
 
 
 def gold_readings(choices: Sequence[str], answer: Any) -> dict[str, int]:
-    """The choice that an answer means, for every way to read it.
+    """The choice that an answer refers to, for every way to read it.
 
     Args:
-        choices: their texts, without white space around them.
+        choices: texts of the choices, stripped.
         answer: a text or a number.
 
     Returns:
-        "text", "key", "letter" or "number" -> the place of the choice from 0. They differ where, for example, 1 is
-        the text of choice 0; there are none where the answer is no choice.
+        "text", "key", "letter" or "number" -> index of the choice. They differ if, for example, 1 is the text of choice
+        0; empty if the answer is not a choice.
     """
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return {}
@@ -73,14 +73,14 @@ def gold_readings(choices: Sequence[str], answer: Any) -> dict[str, int]:
 
 
 def gold_choice(column: str, choices: Sequence[str], answer: Any, texts: str | None) -> int:
-    """The place of the right choice.
+    """The index of the right choice.
 
     Args:
-        choices: their texts, without white space around them.
+        choices: texts of the choices, stripped.
         texts: the column or expression of the choices, for the hint.
 
     Raises:
-        RowError: the answer is no choice, or two different ones.
+        RowError: the answer is not a choice, or matches two different ones.
     """
     found = gold_readings(choices, answer)
     if len(set(found.values())) == 1:
@@ -104,7 +104,7 @@ def gold_choice(column: str, choices: Sequence[str], answer: Any, texts: str | N
 
 
 def check_choices(column: str, choices: Any) -> None:
-    """Refuse what is neither a list of choices nor a mapping of texts and labels."""
+    """Refuse anything but a list of choices, or a mapping of texts and labels."""
     if not is_keyed(choices):
         return check_list(column, choices)
     texts, keys = choices["text"], choices["label"]
@@ -116,7 +116,7 @@ def check_choices(column: str, choices: Any) -> None:
 
 
 def check_list(column: str, choices: Any) -> None:
-    """Refuse what is no list of two or more different texts."""
+    """Refuse anything but a list of at least two different texts."""
     if not isinstance(choices, list | tuple):
         hint = 'write a list of texts, ["yes", "no"], in JSONL or parquet; CSV holds none'
         if isinstance(choices, Mapping):
@@ -147,7 +147,7 @@ def is_keyed(choices: Any) -> bool:
 
 
 def check_right_choice(column: str, choices: Any, answer_column: str, answer: Any) -> None:
-    """Refuse an answer that is none of well-formed choices, or two of them."""
+    """Refuse an answer that matches none of well-formed choices, or two of them."""
     if not is_keyed(choices):
         gold_choice(answer_column, [choice.strip() for choice in choices], answer, column)
     elif not any(same_key(answer, key) for key in choices["label"]):
@@ -157,10 +157,10 @@ def check_right_choice(column: str, choices: Any, answer_column: str, answer: An
 
 
 def check_index_base(choices_column: str, column: str, rows: Sequence[Row]) -> None:
-    """Refuse numbers of choices that may count from 0 or from 1: no row has 0, whatever letters and texts others have.
+    """Refuse choice numbers that may count from 0 or from 1: no row has 0, whatever letters and texts others have.
 
     Raises:
-        DataError: says how to say which.
+        DataError: they may; the hint says how to specify which.
     """
     first: Row | None = None
     last: Row | None = None
@@ -194,13 +194,13 @@ def check_index_base(choices_column: str, column: str, rows: Sequence[Row]) -> N
 
 
 def check_metaicl(text: Any, output: Any, options: Any) -> None:
-    """Refuse a row of MetaICL; an option may be there twice, and no option means an output in free words.
+    """Refuse an invalid MetaICL row; options may repeat, and no options mean a free-text output.
 
     Args:
-        output: must be one of the options, letter by letter.
+        output: must be exactly one of the options.
 
     Raises:
-        RowError: names the column.
+        RowError: the row is invalid; the message names the column.
     """
     check_text("input", text)
     check_text("output", output)

@@ -1,4 +1,5 @@
-"""The rows of a file: of CSV and TSV here, of JSON and Arrow beside; every mistake is named by line and column."""
+"""Read the rows of a file. CSV and TSV are parsed here, JSON and Arrow in other modules; errors name line and
+column."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ _FOREIGN = (  # how files begin that are no text in UTF-8, what they are, and wh
 
 
 def read_file(path: Path) -> list[Row]:
-    """All rows of a file: JSON lines or a JSON array, CSV, TSV, or parquet, by the end of its name.
+    """All rows of a file: JSON lines or a JSON array, CSV, TSV, or parquet, by its extension.
 
     Args:
         path: ends in one of `SUFFIXES`.
@@ -43,7 +44,8 @@ def read_file(path: Path) -> list[Row]:
         At least one row. Values of CSV and TSV are text.
 
     Raises:
-        DataError: the file or one of its rows cannot be read; names file, line and column, and shows a row that can.
+        DataError: the file or one of its rows cannot be read; the message names file, line and column, and shows a
+            valid row.
     """
     if not path.is_file():
         near = None if path.is_dir() else near_path(str(path), SUFFIXES)
@@ -86,7 +88,7 @@ def _read_text(path: Path, suffix: str) -> list[Row]:
 
 
 def _is_header(fields: Mapping[str, Any], same_key: Callable[[str], str]) -> bool:
-    """Whether the values of a row are the names of its columns, in any order; `same_key` finds what looks alike."""
+    """Whether the values of a row are the names of its columns, in any order, compared by `same_key`."""
     if not fields or not all(isinstance(value, str) and len(value) < _LONGEST_NAME for value in fields.values()):
         return False
     names = sorted(map(same_key, fields))
@@ -96,22 +98,21 @@ def _is_header(fields: Mapping[str, Any], same_key: Callable[[str], str]) -> boo
 
 
 def unpacking(path: Path) -> str:
-    """The command that unpacks a file, by the end of its name."""
+    """The command that unpacks a file, by its extension."""
     tool = {".gz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}.get(path.suffix.lower(), "unzip")
     return f"{tool} {path.name}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them: `.jsonl, .json or .csv`."""
+    """Names as in a sentence: `.jsonl, .json or .csv`."""
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def read_table(path: Path, data: bytes, delimiter: str) -> list[Row]:
-    """The rows below a line of column names; all values are text.
+    """The rows below a header; all values are text.
 
     Raises:
-        DataError: a header or a row that is not one, or quotes that can be read in two ways; names the line in the file
-            and the column.
+        DataError: an invalid header or row, or ambiguous quotes; the message names the line in the file and the column.
     """
     text = decoded_file(path, data)
     lines = io.StringIO(text, newline="").readlines()
@@ -169,7 +170,7 @@ def _fields(names: Sequence[str], values: Sequence[str]) -> Mapping[str, Any]:
 
 
 class _Record(NamedTuple):
-    """Values of a row, one for each column, and the lines in which it begins and ends, counted from 1."""
+    """Values of a row, one per column, and its first and last line, counted from 1."""
 
     start: int
     end: int
@@ -177,13 +178,13 @@ class _Record(NamedTuple):
 
 
 def _plain_records(lines: Sequence[str], delimiter: str) -> list[_Record]:
-    """A record of each line that is not empty, with quotes as characters."""
+    """A record for each non-empty line, with quotes as ordinary characters."""
     texts = ((number, line.rstrip("\r\n")) for number, line in enumerate(lines, start=1))
     return [_Record(number, number, text.split(delimiter)) for number, text in texts if text]
 
 
 def _quoted_records(path: Path, lines: Sequence[str], delimiter: str) -> Iterator[_Record]:
-    """The records with quotes around values, as in RFC 4180; raises DataError for one that is not closed."""
+    """The records with quoted values, as in RFC 4180; raises DataError for an unclosed quote."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] = []
     while True:
@@ -203,7 +204,7 @@ def _quoted_records(path: Path, lines: Sequence[str], delimiter: str) -> Iterato
 
 
 def _quote_mistake(reason: str) -> tuple[str, str]:
-    """What is wrong with a quote that is not closed, and what to do about it, from the reason of `csv`."""
+    """The error for an unclosed quote, from the reason that `csv` gives."""
     hint = 'close the quote, and write one inside of a quoted text twice: "he said ""no"""'
     if "expected after" in reason:
         return "a quote stands inside of a quoted text, or an earlier one is never closed", hint
@@ -225,8 +226,9 @@ def _broken_column(text: str, delimiter: str) -> int | None:
 
 
 def _quotes_are_characters(path: Path, lines: Sequence[str]) -> bool:
-    """Whether the quotes of a TSV file are characters, as in GLUE, because every line is a row by itself; raises
-    DataError where they may as well stand around values, which are other ones then."""
+    """Whether the quotes of a TSV file are ordinary characters, as in GLUE, because every line is a row by itself.
+
+    Raises DataError if they may also enclose values that would then differ."""
     plain = _plain_records(lines, "\t")
     count = len(plain[0].values) if plain else 0
     if count < 2 or any(len(record.values) != count for record in plain):
@@ -261,8 +263,9 @@ def _quotes_are_characters(path: Path, lines: Sequence[str]) -> bool:
 
 
 def _check_one_reading(path: Path, lines: Sequence[str], delimiter: str) -> None:
-    """Raises DataError for quotes that may be characters: in a text over several lines each of which could be a row,
-    after a space or after a backslash."""
+    """Raise DataError for quotes that may be ordinary characters.
+
+    In a text over several lines each of which could be a row, after a space, or after a backslash."""
     records = list(_quoted_records(path, lines, delimiter))[1:]
     known = _repeated(records)
     for record in records:
@@ -273,15 +276,15 @@ def _check_one_reading(path: Path, lines: Sequence[str], delimiter: str) -> None
 
 
 def _repeated(records: Sequence[_Record]) -> list[Collection[str]]:
-    """The distinct values of each column in rows of one line; empty where no value repeats, as in a text column."""
+    """The distinct values of each column in single-line rows; empty if no value repeats, as in a text column."""
     columns = zip(*(record.values for record in records if record.start == record.end), strict=True)
     return [distinct if len(distinct := set(column)) < len(column) else () for column in columns]
 
 
 def _are_rows(record: _Record, lines: Sequence[str], delimiter: str, known: Sequence[Collection[str]]) -> bool:
-    """Whether each line of a record could be a row: it has all columns, and in one of them a value of other rows.
+    """Whether each line of a record could be a row: it has all columns, and one of its values occurs in other rows.
 
-    Where no value comes back in any column, it must not be running text, which has a space after a comma.
+    If no value repeats in any column, it must not be running text, which has spaces after commas.
     """
     count = len(record.values)
     alone = [one.values for one in _plain_records(lines[record.start - 1 : record.end], delimiter)]
@@ -304,7 +307,7 @@ def _one_row_or_several(path: Path, record: _Record, lines: Sequence[str]) -> Da
 
 
 def _check_quotes(path: Path, record: _Record, raw: str) -> None:
-    """Raises DataError for a quote that opens after a space, or follows a backslash, and was read as a character."""
+    """Raise DataError for a quote after a space or a backslash that was read as an ordinary character."""
     values = record.values
     for number, value in enumerate(values):
         closed = any(later.rstrip().endswith('"') for later in values[number:])

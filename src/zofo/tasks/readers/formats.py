@@ -1,4 +1,4 @@
-"""The five formats of the user's own rows: recognised by their columns, and checked row by row."""
+"""The five formats of a user's own rows: detected by their columns, and checked row by row."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ _EXPECTED = "rows are read with columns prompt and completion, text and label, c
 
 @dataclass(frozen=True)
 class DataFormat:
-    """The format of the user's own rows.
+    """The format of a user's own rows.
 
     Args:
         name: prompt-completion, text-label, choices-answer, metaicl or messages.
-        columns: role -> the column that has it. Roles are the words of the name; prompt also of choices-answer, where a
-            column asks for the choice.
-        about: one line on what was recognised, and which columns are not used.
+        columns: role -> column. Roles are the words of the name; also prompt for choices-answer, if a column has the
+            question.
+        about: one line on what was detected, and which columns are not used.
     """
 
     name: str
@@ -72,18 +72,18 @@ class DataFormat:
 
 
 def detect(rows: Sequence[Row], named: Collection[Label] = (), answers: bool = True) -> DataFormat:
-    """The format of rows, all of which are checked.
+    """Detect the format of rows, and check all of them.
 
     Args:
-        named: labels that the user gives a verbalizer each.
-        answers: whether the right choices are looked at; not where the user says what stands for each.
+        named: labels for which the user gives verbalizers.
+        answers: whether to check the right choices; not if the user specifies the label of each.
 
     Returns:
-        The format of most of the rows, which turned out to be that of all.
+        The format of the rows.
 
     Raises:
-        DataError: columns that fit no format, a row of another format than the rest, or one that is wrong; names the
-            first of them, the number of such rows, and shows a row that is right. Labels that are all the same, or too
+        DataError: columns fit no format, or a row has another format than the rest, or is invalid; the message names
+            the first such row and their number, and shows a valid one. Also for labels that are all the same, or too
             many to be labels.
     """
     if not rows:
@@ -107,7 +107,7 @@ def detect(rows: Sequence[Row], named: Collection[Label] = (), answers: bool = T
 
 
 def _fit(names: Sequence[str], others: Sequence[str] = ()) -> DataFormat | None:
-    """The first format whose columns are all among the names; optional columns may be among the others as well."""
+    """The first format whose columns are all among the names; optional columns may be present as well."""
     for shape, roles in _SHAPES.items():
         columns = _columns(names, roles)
         if len(columns) < len(roles):
@@ -123,7 +123,7 @@ def _fit(names: Sequence[str], others: Sequence[str] = ()) -> DataFormat | None:
 
 
 def _columns(names: Sequence[str], roles: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """For each role, the name that comes first among those known for it; case does not matter."""
+    """For each role, the first known name that is present, ignoring case."""
     given = {name.lower(): name for name in reversed(names)}
     found = {role: [given[one.lower()] for one in known if one.lower() in given] for role, known in roles.items()}
     return {role: columns[0] for role, columns in found.items() if columns}
@@ -140,7 +140,7 @@ def _no_format(row: Row) -> DataError:
 
 
 def _preferences(row: Row) -> DataError | None:
-    """The error for a row that says which of two answers is the better one; None for any other row."""
+    """The error for a row of preferences between two answers; None for any other row."""
     given = {name.lower(): name for name in row.fields}
     if not {"chosen", "rejected"} <= set(given):
         return None
@@ -156,8 +156,7 @@ def _preferences(row: Row) -> DataError | None:
 
 
 def _check_no_verdicts(format: DataFormat, rows: Sequence[Row]) -> None:
-    """Raises DataError for answers that are marked as good or bad, such as those for KTO: the bad ones are to learn
-    nothing from."""
+    """Raise DataError for answers that are rated good or bad, as for KTO: the bad ones must not be trained on."""
     column = next((name for name in rows[0].fields if name.lower() == "label"), None)
     if format.name != "prompt-completion" or column is None:
         return
@@ -171,7 +170,7 @@ def _check_no_verdicts(format: DataFormat, rows: Sequence[Row]) -> None:
 
 
 def _advice(fields: Mapping[str, Any]) -> str:
-    """A hint: a known column name near to one of these, or the column that is missing."""
+    """A hint: a known column name close to one of these, or the column that is missing."""
     names = list(fields)
     lower = {name.lower() for shape in _SHAPES.values() for known in shape.values() for name in known}
     for name in names:
@@ -201,7 +200,7 @@ def _advice(fields: Mapping[str, Any]) -> str:
 def _checked(
     format: DataFormat, fields: Mapping[str, Any], known: Mapping[tuple[str, ...], DataFormat | None], answers: bool
 ) -> Mapping[str, Any]:
-    """The columns of a row as they are; raises RowError where they are not of the format."""
+    """The checked columns of a row; raises RowError if they do not have the format."""
     columns = format.columns
     for role, column in columns.items():
         if column not in fields and role not in _MAY_BE_MISSING:
@@ -230,13 +229,13 @@ def _checked(
 
 
 def check_labels(column: str, rows: Sequence[Row], named: Collection[Label] = ()) -> None:
-    """Refuse labels that are none, all one, too many, or look the same; and -1 where it may stand for no label.
+    """Refuse labels that are missing, all the same, too many, or look alike; and -1 if it may mean no label.
 
     Args:
-        named: labels that the user gives a verbalizer each, so that they are what they say.
+        named: labels for which the user gives verbalizers, which are therefore intended.
 
     Raises:
-        DataError: names the first row that is wrong.
+        DataError: labels are refused; the message names the first such row.
     """
     first: dict[str, Row] = {}
     for row in rows:
@@ -263,7 +262,7 @@ def check_labels(column: str, rows: Sequence[Row], named: Collection[Label] = ()
 
 
 def _check_no_repeated_header(column: str, rows: Sequence[Row]) -> None:
-    """Raises DataError for a label that is its column's name, as where a second file was appended with its header."""
+    """Raise DataError for a label equal to its column's name, as after appending a file with its header."""
     row = next((row for row in rows if look_alike_key(row.fields[column]) == column.strip().casefold()), None)
     if row is not None:
         raise DataError(
@@ -273,7 +272,7 @@ def _check_no_repeated_header(column: str, rows: Sequence[Row]) -> None:
 
 
 def _check_missing_label(column: str, first: Mapping[str, Row], none: str) -> None:
-    """Raises DataError for -1 or -100 among labels: it may be a label, or mean that there is none."""
+    """Raise DataError for -1 or -100 among labels, which may be a label, or mean that there is none."""
     others = [key for key in first if key != none]
     if any(isinstance(row.fields[column], NamedLabel) for row in first.values()):
         where, hint = first[none].where, "remove the rows without a label, or take a split that has its labels"
@@ -304,7 +303,7 @@ def single_label_error(column: str, value: Any, rows: Sequence[Row]) -> DataErro
 
 
 def task_shape(found: DataFormat, rows: list[Row]) -> dict[str, Any]:
-    """The part of a task file that says how rows of a format are asked about."""
+    """The content of a task file that asks about rows of a format."""
     named = {role: column if column.isidentifier() else f"row[{column!r}]" for role, column in found.columns.items()}
     written = {role: f"{{{{ {name} }}}}" for role, name in named.items()}  # as templates refer to the columns
     if found.name == "text-label":
@@ -357,17 +356,17 @@ def labelled_shape(label: str, rows: list[Row], template: str) -> dict[str, Any]
 
 
 def _plain(value: Any) -> Any:
-    """A label as a task file can hold it: the name of its class, if it has one."""
+    """A label as in a task file: the name of its class, if it has one."""
     if isinstance(value, NamedLabel):
         return value.name
     return int(value) if isinstance(value, bool | float) else value
 
 
 def _free_answer_scores(answers: Iterable[Any]) -> dict[str, Any]:
-    """The scores, as a task file names them, that suit the free answers of a user's own rows.
+    """The scores, named as in a task file, for the free answers of a user's own rows.
 
     Args:
-        answers: of each row a text or a list of texts; anything else is another part's mistake to name.
+        answers: a text or a list of texts per row; anything else is reported elsewhere.
     """
     texts = [text for one in answers for text in (one if isinstance(one, list | tuple) else [one])]
     if texts and all(isinstance(text, str) and number_in(text) is not None for text in texts):
@@ -376,6 +375,6 @@ def _free_answer_scores(answers: Iterable[Any]) -> dict[str, Any]:
 
 
 def _answer_of(turns: Any) -> Any:
-    """The content of the answer of a chat; None where there is none."""
+    """The content of the answer of a chat; None if there is none."""
     places = trained_places(turns)
     return turns[places[-1]].get("content") if places else None

@@ -25,7 +25,7 @@ def read_json(path: Path, data: bytes) -> list[Row]:
     """The rows of a file with one JSON object a line, or, of a .json file, of an array of objects.
 
     Raises:
-        DataError: a line or an entry is no JSON object; names line and column.
+        DataError: a line or an entry is not a JSON object; the message names line and column.
     """
     if path.suffix.lower() == ".json" and data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         return all_rows(_entries(path, decoded_file(path, data)), _checked_object)
@@ -70,7 +70,7 @@ def _line(line: bytes) -> Mapping[str, Any]:
 
 
 def _value(text: str, start: int) -> tuple[Any, int]:
-    """The JSON value that begins at a position of the text, and where it ends."""
+    """The JSON value at a position of the text, and where it ends."""
     try:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
@@ -81,7 +81,7 @@ def _value(text: str, start: int) -> tuple[Any, int]:
 
 
 def _syntax(error: json.JSONDecodeError, text: str) -> tuple[int, str, str]:
-    """Column, message and hint of a syntax error, the same for all versions of Python."""
+    """Column, message and hint of a syntax error, the same in all versions of Python."""
     before, after = text[: error.pos].rstrip(_SPACE), text[error.pos :].lstrip(_SPACE)
     if after[:1] == ",":  # newer versions point at the comma, older ones at what follows it
         before, after = before + ",", after[1:].lstrip(_SPACE)
@@ -121,7 +121,7 @@ def _unusable(value: Any) -> str | None:
 
 
 def _entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Place and value of every entry of an array; the place has a column where a line holds several."""
+    """Place and value of every entry of an array; the place has a column if a line has several entries."""
     starts = [0, *(found.end() for found in re.finditer("\n", text))]
 
     def place(position: int) -> tuple[str, int]:
@@ -155,7 +155,7 @@ def _entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _skip(text: str, position: int) -> int:
-    """The first position from here that is not white space."""
+    """The next position that is not white space."""
     while text[position : position + 1] in tuple(_SPACE):
         position += 1
     return position

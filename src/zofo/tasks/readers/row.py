@@ -1,4 +1,4 @@
-"""A row of data, and the example that a task makes of it; checks of values; errors, raised without a place."""
+"""A row of data, and the example made from it; checks of values; and errors that get their place from a context."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Row:
 
 
 class NamedLabel(int):
-    """A label that is the number of a class, and whose class has a name, as in `datasets.ClassLabel`."""
+    """A label that is a class number with a name, as in `datasets.ClassLabel`."""
 
     name: str
 
     def __new__(cls, number: int, name: str) -> NamedLabel:
-        """The number, with a name."""
+        """The number with its name."""
         label = super().__new__(cls, number)
         label.name = name
         return label
@@ -55,17 +55,17 @@ Message = tuple[str, str] | tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, and what may follow it.
+    """A prompt, and the texts that may follow it.
 
     Args:
         prompt: text before the candidate.
-        candidates: texts that may follow: one for each label or choice; for a generation, the answer to train on.
-        golds: the right candidates; the first is trained on. Empty where they are not known.
+        candidates: texts that may follow: one per label or choice; for a generation, the training answer.
+        golds: the right candidates; the first is trained on. Empty if unknown.
         answers: for a generation, every accepted answer.
         group: rows with the same group belong together, such as answers to one question; "" for none.
         where: file and line, or source and row, for messages.
-        ending: text after the candidate, for models that see both sides of it.
-        ends: whether the model's end of text follows the candidate.
+        ending: text after the candidate, for bidirectional models.
+        ends: whether the end-of-text token follows the candidate.
         content_free: the prompt without its content, for calibrated scores; "" for none.
         texts: one or two texts of the row, for a classification head.
         messages: for a chat, the turns before the answer; they replace `prompt`.
@@ -74,10 +74,10 @@ class Example:
         reply: for a chat, other keys of the answer such as tool calls, as JSON; "" for none.
         thinks: for a chat, whether the answer begins with its reasoning.
         tools: for a chat, the tools that may be called, as JSON; "" for none.
-        columns: those of the row that rewards are given (`task.reward_columns`), as JSON; "" for none.
-        positive: of a classification, the candidate whose F1 is meant; None for the last of two.
-        own: the row's texts in prompt, candidates and texts, in that order: control tokens spelt in them stay text.
-        earlier_answers: for a chat, the places in `messages` of earlier answers that are trained with it.
+        columns: the row's columns for rewards (`task.reward_columns`), as JSON; "" for none.
+        positive: for a classification, the candidate that F1 is for; None for the second of two.
+        own: the row's texts in prompt, candidates and texts, in that order: control tokens in them stay text.
+        earlier_answers: for a chat, the indices in `messages` of earlier answers that are trained, too.
     """
 
     prompt: str
@@ -103,28 +103,28 @@ class Example:
 
     @property
     def columns_of_row(self) -> dict[str, Any]:
-        """The columns that rewards are given, by name."""
+        """The columns for rewards by name."""
         found: dict[str, Any] = json.loads(self.columns) if self.columns else {}
         return found
 
     @property
     def gold(self) -> int:
-        """Index of the candidate that is trained on; 0 where the right one is not known."""
+        """Index of the candidate to train on; 0 if the right one is unknown."""
         return self.golds[0] if self.golds else 0
 
     @property
     def text(self) -> str:
-        """What is asked, for people: the turns of a chat, the texts of a classifier, or else the prompt."""
+        """The question for people: the turns of a chat, the texts of a classifier, or the prompt."""
         if self.messages:
             return "\n".join(f"{role}: {content}" for role, content, *_ in self.messages)
         return "\n".join(self.texts) or self.prompt
 
 
 def rows_note(places: Sequence[str], count: int, what: str) -> str:
-    """A note on some of `count` rows: how many they are, and the one of them that stands first in its file.
+    """A note about some of `count` rows: their number, and the first of them in its file.
 
     Args:
-        places: file and line of each, and what may follow.
+        places: file and line of each, possibly with more text.
     """
     first = min(places, key=lambda place: [(text, int(part or 0)) for text, part in _NUMBERS.findall(place)])
     return f"{len(places)} of {count} rows {what}; the first is {first}"
@@ -134,7 +134,7 @@ _NUMBERS = re.compile(r"(\D*)(\d*)")
 
 
 def shown_row(row: Row) -> str:
-    """A row for a message: its line, and its truncated values."""
+    """A row for a message: its line, and its shortened values."""
     place = re.search(r"( row |:)(\d+)(:\d+)?$", row.where)
     text = json.dumps({key: _shortened(value) for key, value in row.fields.items()}, ensure_ascii=False, default=str)
     text = text.encode("utf-8", "replace").decode("utf-8")  # half a character cannot be printed
@@ -151,10 +151,10 @@ def _shortened(value: Any) -> Any:
 
 
 class RowError(DataError):
-    """A mistake in a row. It is raised without the row's place, which `at_row` puts before the message.
+    """An error in a row, raised without the row's place, which `at_row` adds to the message.
 
     Args:
-        kind: the same for rows that are wrong in the same way.
+        kind: the same for rows with the same kind of error.
     """
 
     def __init__(self, message: str, hint: str = MEND, kind: str = "") -> None:
@@ -163,16 +163,16 @@ class RowError(DataError):
 
 
 def at_row(where: str) -> AbstractContextManager[None]:
-    """While it is open, the place of a row is put before what is wrong with it."""
+    """Context that adds the place of a row to its errors."""
     return error_context(where, RowError)
 
 
 def all_rows(items: Iterable[tuple[str, Any]], parse: Callable[[Any], Mapping[str, Any]]) -> list[Row]:
-    """Every item as a row. The error for the first bad one counts those of its kind, and shows a good one.
+    """Parse all items as rows. The error for the first bad one counts those of its kind, and shows a good one.
 
     Args:
-        items: place and content of each item; it may end with a DataError.
-        parse: content -> the values by column.
+        items: place and content of each item; may end with a DataError.
+        parse: content -> values by column.
 
     Raises:
         DataError: the first mistake.
@@ -195,7 +195,7 @@ def all_rows(items: Iterable[tuple[str, Any]], parse: Callable[[Any], Mapping[st
 
 
 def with_valid_example(mistake: DataError, count: int, good: Row | None) -> DataError:
-    """An error of one row, whose hint has the number of bad rows and shows a good one."""
+    """The error for one row, with a hint that has the number of bad rows and shows a good one."""
     parts = [mistake.hint or MEND]
     if count > 1:
         parts.append(f"{count} rows are wrong")
@@ -205,7 +205,7 @@ def with_valid_example(mistake: DataError, count: int, good: Row | None) -> Data
 
 
 def decoded(line: bytes) -> str:
-    """A line as text; raises RowError where it is not UTF-8."""
+    """A line as text; raises RowError if it is not UTF-8."""
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -229,12 +229,12 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def has_half(text: str) -> bool:
-    """Whether a text holds half of a character, a lone surrogate."""
+    """Whether a text contains a lone surrogate, half of a character."""
     return not text.isascii() and _HALF.search(text) is not None
 
 
 def check_text(column: str, value: Any) -> None:
-    """Refuse what is no text with a visible character in it."""
+    """Refuse anything but a text with a visible character."""
     if value is None or isinstance(value, str) and is_blank(value):
         raise RowError(f"column {column!r} is empty", MEND, f"empty {column}")
     if not isinstance(value, str):
@@ -245,7 +245,7 @@ def check_text(column: str, value: Any) -> None:
 
 
 def check_label(column: str, value: Any) -> None:
-    """Refuse what is neither a text nor a whole number."""
+    """Refuse anything but a text or a whole number."""
     is_ = f"column {column!r} is"
     if value is None or isinstance(value, str):
         if "/" in (number_key(value or "") or ""):  # a fraction of a CSV file, whose values are all texts
@@ -275,7 +275,7 @@ _SAME_SHAPE = str.maketrans(
 
 
 def number_key(value: Any) -> str | None:
-    """A number in one form, the same for 1, 1.0, "01" and "1e0"; None for other values."""
+    """A number in canonical form, the same for 1, 1.0, "01" and "1e0"; None for other values."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -285,10 +285,10 @@ def number_key(value: Any) -> str | None:
 
 
 def look_alike_key(value: Any) -> str:
-    """What all labels have in common that look alike.
+    """A key that is the same for all labels that look alike.
 
-    They differ only in their Unicode form, characters that cannot be seen, letters of another script with the same
-    shape, case, white space, or the writing of a number; `true` and `false` are 1 and 0.
+    They differ only in Unicode form, invisible characters, look-alike letters of other scripts, case, white space, or
+    the notation of a number; `true` and `false` are 1 and 0.
     """
     if isinstance(value, bool):
         return str(int(value))
@@ -308,52 +308,52 @@ def is_blank(text: str) -> bool:
 
 
 def _invisible(character: str) -> bool:
-    """Whether it is a format or control character, such as U+FEFF, or selects a variant of the one before it."""
+    """Whether it is a format or control character, such as U+FEFF, or a variation selector."""
     kind = unicodedata.category(character)
     return kind == "Cf" or kind == "Cc" and not character.isspace() or "\ufe00" <= character <= "\ufe0f"
 
 
 def first_repeated(values: Sequence[Any], same: Callable[[Any, Any], bool] = operator.eq) -> Any:
-    """The first value that repeats an earlier one; None where all differ."""
+    """The first value that repeats an earlier one; None if all differ."""
     return next((one for n, one in enumerate(values) if any(same(one, other) for other in values[:n])), None)
 
 
 def told_apart(one: Any, other: Any) -> tuple[str, str]:
-    """Two values as Python writes them, so that a reader sees how they differ."""
+    """The reprs of two values, so that a reader sees how they differ."""
     texts = repr(one), repr(other)
     visible = all(text.isascii() for text in texts)
     return texts if visible else (ascii(one), ascii(other))
 
 
 def normalized(text: str) -> str:
-    """A text in normalised form: NFKC, case folded, single spaces."""
+    """A text in normalised form: NFKC, case-folded, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def question_of(example: Example, with_candidates: bool) -> Hashable:
-    """What an example asks, normalised: its prompt or turns, its texts, and the candidates in any order.
+    """The question of an example, normalised: its prompt or turns, its texts, and the candidates in any order.
 
     Args:
-        example: without demonstrations.
-        with_candidates: whether candidates belong to the question; those of a generation hold its answer.
+        example: an example without demonstrations.
+        with_candidates: whether candidates are part of the question; those of a generation contain its answer.
     """
     return questions_of(example, with_candidates)[-1]
 
 
 def questions_of(example: Example, with_candidates: bool) -> list[Hashable]:
-    """What an example is trained to answer, as `question_of` gives it: of a chat, the questions of its earlier answers
-    that are trained, too; and its own as the last."""
+    """All questions an example is trained to answer; for a chat, of its earlier trained answers, with its own last."""
     prompt, texts = normalized(example.prompt), tuple(map(normalized, example.texts))
     candidates = tuple(sorted(map(normalized, example.candidates))) if with_candidates else ()
     return [(prompt, turns, texts, candidates) for turns in turns_asked(example, normalized)]
 
 
 def turns_asked(example: Example, form: Callable[[str], str] = str) -> list[bytes]:
-    """The turns before each answer of a chat that is trained, in order, as digests: the same for the same turns,
-    whatever keys name them.
+    """Digests of the turns before each trained answer of a chat, in order.
+
+    They are the same for the same turns, whatever their keys are called.
 
     Args:
-        form: in which contents are compared.
+        form: the form in which contents are compared.
     """
     found, so_far = [], b""
     for place, (role, content, *others) in enumerate(example.messages):
@@ -365,7 +365,7 @@ def turns_asked(example: Example, form: Callable[[str], str] = str) -> list[byte
 
 
 def check_columns(name: str, columns: Iterable[str], fields: Mapping[str, Any]) -> None:
-    """Raises RowError for a row that lacks a column of the task of that name."""
+    """Raise RowError for a row that lacks a column of the task of that name."""
     for column in columns:
         if column not in fields:
             raise RowError(

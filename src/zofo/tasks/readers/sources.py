@@ -1,4 +1,4 @@
-"""Rows of a split: from the files of a folder, what `datasets` saved, or the Hub."""
+"""Rows of a split: from the files of a folder, from `save_to_disk`, or from the Hub."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from zofo.temporary import temporarily
 
 
 def read_folder(folder: Path, origin: str) -> list[Row]:
-    """All rows of the file of a folder that is named for a split, or of its shards.
+    """All rows of the file of a split in a folder, or of its shards.
 
     Args:
-        folder: holds, for example, train.jsonl, validation.csv and test.parquet, or shards of these as the Hub names
-            them, train-00000-of-00002.parquet; or was written by `save_to_disk`. Its folder `data` may hold them, too.
-        origin: name of the split, and of the file; validation may be named val or dev as well, and stands for
-            validation_matched where there is no such file. Where there is no such name, FOLDER_ROWS_SEED_train.jsonl
-            is train, as MetaICL's scripts write it, with dev and test alike: of several the one of most rows, and of
-            seed 100.
+        folder: a folder with, for example, train.jsonl, validation.csv and test.parquet, or shards of these named as on
+            the Hub, train-00000-of-00002.parquet; or one written by `save_to_disk`. The files may also be in its
+            subfolder `data`.
+        origin: name of the split, and of the file; validation may also be named val or dev, and is used for
+            validation_matched if there is no such file. If there is no such name, FOLDER_ROWS_SEED_train.jsonl is
+            train, as MetaICL's scripts write it, and likewise dev and test: if there are several, the one with the most
+            rows, and seed 100.
 
     Raises:
-        DataError: there is no such file, or more than one, or a shard is missing, or it cannot be read.
+        DataError: there is no such file, or more than one; a shard is missing; or it cannot be read.
     """
     if not folder.is_dir():
         raise DataError(f"the data folder {str(folder)!r} does not exist", "give an existing folder to --data-dir")
@@ -48,7 +49,7 @@ def read_hub(hub: str, config: str | None, revision: str | None, origin: str, na
     """All rows of a split of a Hub data set, from the Hub or its cache.
 
     Args:
-        config: which of its configurations; None where it has one.
+        config: which of its configurations; None if it has only one.
         revision: branch, tag or commit; None for the newest.
 
     Raises:
@@ -61,7 +62,7 @@ def read_hub(hub: str, config: str | None, revision: str | None, origin: str, na
 
 
 def hub_origins(hub: str) -> set[str]:
-    """The splits of a Hub data set. Raises DataError for one that cannot be found."""
+    """The splits of a Hub data set. Raises DataError if it cannot be found."""
     import datasets
 
     return set(_from_hub(hub, hub, lambda: datasets.get_dataset_split_names(hub)))
@@ -93,7 +94,7 @@ _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})")
 
 
 def folder_origins(folder: Path) -> set[str] | None:
-    """The splits that a folder has a file of; `val` and `dev` are validation; None for one saved Dataset.
+    """The splits for which a folder has a file; `val` and `dev` are validation; None for one saved Dataset.
 
     Raises:
         DataError: a compressed file of rows, or a saved data set that cannot be loaded.
@@ -111,7 +112,7 @@ def folder_origins(folder: Path) -> set[str] | None:
 
 
 def has_split(folder: Path, origin: str) -> bool:
-    """Whether a folder holds rows of a split, in however many files."""
+    """Whether a folder has rows of a split, in any number of files."""
     if not folder.is_dir():
         return False
     if not is_saved(folder):
@@ -121,10 +122,10 @@ def has_split(folder: Path, origin: str) -> bool:
 
 
 def files_of(folder: Path, origin: str) -> list[Path]:
-    """The files of a split, shards in their order; none where there are none.
+    """The files of a split, shards in order; empty if there are none.
 
     Raises:
-        DataError: several files that are no shards of one, or a shard that is missing or there twice.
+        DataError: several files that are not shards of one, or a missing or duplicate shard.
     """
     fitting = _fitting(_files(folder), origin) if folder.is_dir() else []
     shards = [_SHARD.fullmatch(path.stem) for path in fitting]
@@ -155,7 +156,7 @@ def _split_of(path: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files with rows in a folder, or in its folder `data`, as a repository of the Hub has it."""
+    """The files with rows in a folder, or in its subfolder `data`, as in a Hub repository."""
     held = sorted(path for path in folder.iterdir() if path.is_file())
     files = [path for path in held if path.suffix.lower() in SUFFIXES]
     names = {path.name for path in files}
@@ -192,12 +193,12 @@ def file_name(task: str) -> str:
 
 
 def names_of(folder: Path) -> str:
-    """The files with rows that a folder holds, for a message; "" for none."""
+    """The names of the files with rows in a folder, for a message; "" for none."""
     return ", ".join(path.name for path in _files(folder))
 
 
 def folders_with_rows(folder: Path) -> list[str]:
-    """The subfolders that hold files with rows, such as the configurations of a Hub repository."""
+    """The subfolders with files of rows, such as the configurations of a Hub repository."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir())
     return [str(path) for path in inner if any(one.suffix.lower() in SUFFIXES for one in path.iterdir())]
 
@@ -209,7 +210,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def read_saved(folder: Path, origin: str) -> list[Row]:
-    """The rows of a split of a folder that `save_to_disk` wrote; all rows of a Dataset where the origin is `data`.
+    """The rows of a split of a folder that `save_to_disk` wrote; all rows of a Dataset if the origin is `data`.
 
     Raises:
         DataError: it cannot be loaded, or has no such split.
@@ -229,7 +230,7 @@ def read_saved(folder: Path, origin: str) -> list[Row]:
 
 
 def dataset_rows(dataset: Any, source: str) -> list[Row]:
-    """The rows of a `datasets.Dataset`; images and sounds stay as they are stored."""
+    """The rows of a `datasets.Dataset`; images and sounds stay as stored."""
     return table_rows(dataset.with_format("arrow")[:], source, dataset.features.to_dict())
 
 
