@@ -1,4 +1,4 @@
-"""The memory frontier: the peak of a process for each way to ask or train a model, and the time of a step beside it."""
+"""The memory frontier: peak memory of each way to run or train a model, and the time of a step."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _ROOM = 1.1  # of what a way is predicted to take, so that nothing else on the m
 
 @dataclass(frozen=True)
 class MemoryVariant:
-    """A way to use memory.
+    """A way to run or train a model.
 
     Args:
-        model: keys of `model`, beside its name.
+        model: keys of `model`, besides its name.
         method: keys of `method`; None for inference.
-        halved: whether a step takes its examples in two forwards, so that each has as many rows as inference.
+        halved: whether a step splits its examples over two forwards, so that each has as many rows as inference.
     """
 
     model: Mapping[str, str]
@@ -85,9 +85,9 @@ class MemoryOptions:
 
     Args:
         model: an embedded model, a folder, a Hub id, or a shape of `SHAPES`, which is built with random weights.
-        examples: in the batch, B.
-        tokens: of each example's prompt.
-        steps: that are made; the time is the median of those after the first, if there are any.
+        examples: batch size B.
+        tokens: tokens of each example's prompt.
+        steps: number of steps; the time is the median of those after the first, if there are any.
     """
 
     model: str = "smollm2-135m"
@@ -98,23 +98,23 @@ class MemoryOptions:
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """What one way takes.
+    """The result for one way.
 
     Args:
-        way: its name.
-        model: as it was asked for.
-        examples: in the batch.
-        tokens: of each.
-        steps: that were made.
-        parameters: of the model; of a quantised one, as many as are packed together count as one.
-        weights_bytes: of the model as it is loaded, with what packed weights are unpacked by.
-        peak_bytes: the most memory of the process from loading to the last step; None where it failed.
-        seconds: of a step.
-        cpu_seconds: of a step, that the processor's cores worked on it; for a machine that others use, too.
-        predicted: whether the peak was not measured: that of LoRA and three more tensors for each weight.
-        device: where.
-        threads: of torch on the CPU.
-        torch: its version.
+        way: name of the way.
+        model: the given model.
+        examples: batch size.
+        tokens: tokens per example.
+        steps: number of steps.
+        parameters: number of parameters; packed ones of a quantised model count once per pack.
+        weights_bytes: size of the loaded weights, including quantisation constants.
+        peak_bytes: peak memory of the process from loading to the last step; None if it failed.
+        seconds: time of a step.
+        cpu_seconds: processor time of a step over all cores, for machines with other work.
+        predicted: whether the peak was not measured but predicted: that of LoRA plus three more tensors per weight.
+        device: the device.
+        threads: torch's CPU threads.
+        torch: version of torch.
         error: why it failed; None if nothing went wrong.
     """
 
@@ -141,19 +141,19 @@ def bench_memory(
     file: Path | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[MemoryRow]:
-    """Measure what each way takes, one after the other, each in a process of its own.
+    """Measure each way, one after the other, each in its own process.
 
-    The process loads the model, forgets the peak of loading, builds the method, with its adapter and calibration, and
-    makes the steps on a batch of random tokens. Inference is one forward of the batch. A step of MeZO asks for two
-    points in one forward, of twice as many rows, or with `-halved` in two forwards.
+    The process loads the model, resets the peak memory, builds the method, with its adapter and calibration, and makes
+    the steps on a batch of random tokens. Inference is one forward of the batch. A step of MeZO evaluates two points in
+    one forward of twice as many rows, or with `-halved` in two forwards.
 
-    All weights by Adam are predicted where there is no room to measure them.
+    Full fine-tuning with Adam is predicted if there is not enough memory to measure it.
 
     Args:
-        options: what is measured.
-        ways: which; by default all.
-        file: a row of JSON is added to it for each way; those that it holds already of the same sizes, torch and number
-            of threads are taken from it.
+        options: what to measure.
+        ways: which ways; by default all.
+        file: a file to which a row of JSON is added for each way; rows that it already has for the same sizes, torch
+            and number of threads are reused.
         on_progress: called with a line about what is being done.
 
     Raises:
@@ -183,7 +183,7 @@ def bench_memory(
 
 
 def frontier_table(rows: Sequence[MemoryRow]) -> Table:
-    """The rows, as a terminal shows them; ratios are over inference in float32."""
+    """The rows as a terminal table; ratios are relative to inference in float32."""
     first = next((row for row in rows if not row.error), rows[0])
     title = f"{first.model}, {first.examples} x {first.tokens} tokens, {first.device}, {first.threads} threads"
     table = Table(title=Text(title), box=None, pad_edge=False)
@@ -200,7 +200,7 @@ def frontier_table(rows: Sequence[MemoryRow]) -> Table:
 
 
 def cells_of(row: MemoryRow, floor: MemoryRow | None) -> list[str]:
-    """The cells of a row of the table: its way, weights and peak in GiB, seconds, and both over those of inference."""
+    """The cells of a table row: its way, weights and peak in GiB, seconds, and both relative to inference."""
 
     def gibibytes(size: int | None) -> str:
         return "" if size is None else f"{size / 2**30:.2f} GiB"
@@ -215,7 +215,7 @@ def cells_of(row: MemoryRow, floor: MemoryRow | None) -> list[str]:
 
 
 def _measured(name: str, model: str, options: MemoryOptions) -> MemoryRow:
-    """The row of a way, from a process of its own."""
+    """The row of a way, measured in its own process."""
     try:
         found = in_a_process(_CHILD, [name, {**asdict(options), "model": model}], name)
     except ZofoError as error:
@@ -224,7 +224,7 @@ def _measured(name: str, model: str, options: MemoryOptions) -> MemoryRow:
 
 
 def answer() -> None:
-    """Inside that process: print what the way took, or what went wrong, as one line of JSON."""
+    """In that process: print the result of the way, or its error, as one line of JSON."""
     name, given = json.loads(sys.argv[1])
     try:
         print(json.dumps(_take(WAYS[name], MemoryOptions(**given))))
@@ -233,7 +233,7 @@ def answer() -> None:
 
 
 def _take(way: MemoryVariant, options: MemoryOptions) -> dict[str, Any]:
-    """Go one way, and tell what it took."""
+    """Measure one way."""
     loaded = load_model(parse_model(ModelConfig, {"name": options.model, **way.model}))
     if quantized_as(loaded.model) is None:  # packed ones are in memory of their own
         for parameter in loaded.model.parameters():
@@ -264,7 +264,7 @@ def _take(way: MemoryVariant, options: MemoryOptions) -> dict[str, Any]:
 
 
 def _steps(way: MemoryVariant, loaded: LoadedModel, options: MemoryOptions) -> Callable[[], object]:
-    """What makes a step of a way, once the model was checked for it."""
+    """The step function of a way, after checking the model."""
     size, model = options.examples, loaded.model
     # bilevel takes a third of the rows for D_f
     rows = random_examples(len(loaded.tokenizer), StepOptions(examples=3 * size, tokens=options.tokens))
@@ -292,8 +292,10 @@ def _steps(way: MemoryVariant, loaded: LoadedModel, options: MemoryOptions) -> C
 
 
 def _predicted(name: str, options: MemoryOptions, known: Mapping[str, MemoryRow]) -> MemoryRow | None:
-    """All weights by Adam, where there is no room for them: what LoRA takes, and for each weight its gradient and two
-    moments; None for any other way."""
+    """Full fine-tuning with Adam, if there is not enough memory for it: LoRA's peak, plus gradient and two moments per
+    weight.
+
+    None for any other way."""
     lora = known.get(OF_ACTIVATIONS)
     if name != ADAM or lora is None or lora.peak_bytes is None or lora.weights_bytes is None:
         return None
@@ -308,7 +310,7 @@ def _predicted(name: str, options: MemoryOptions, known: Mapping[str, MemoryRow]
 
 @contextlib.contextmanager
 def _at_hand(options: MemoryOptions, on_progress: Callable[[str], None]) -> Iterator[str]:
-    """The name that the model is loaded by; one of random weights is in a folder of its own while this is open."""
+    """Context that yields the name to load the model by; a model of random weights is in a temporary folder."""
     if options.model not in SHAPES:
         yield options.model
         return
@@ -318,13 +320,13 @@ def _at_hand(options: MemoryOptions, on_progress: Callable[[str], None]) -> Iter
 
 
 def _is_of(row: MemoryRow, options: MemoryOptions) -> bool:
-    """Whether a row can stand beside those that are measured now."""
+    """Whether a row is comparable with those that are measured now."""
     now = asdict(options) | {"threads": torch.get_num_threads(), "torch": torch.__version__}
     return all(getattr(row, name) == value for name, value in now.items())
 
 
 def _rows_of(file: Path | None) -> list[MemoryRow]:
-    """The rows that a file holds; none where it is not there."""
+    """The rows of a file; empty if it does not exist."""
     if file is None or not file.exists():
         return []
     try:

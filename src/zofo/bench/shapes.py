@@ -1,4 +1,4 @@
-"""Models of random weights: shapes whose memory and time are asked for, where nothing is to be learned."""
+"""Models with random weights, to measure memory and time of a shape."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def random_model(shape: str, folder: Path, dtype: torch.dtype = torch.bfloat16) 
     """Write a model of a shape, with seeded random weights, and a tokenizer, as a transformers folder.
 
     Args:
-        shape: of `SHAPES`.
-        folder: a new one.
-        dtype: number type of the weights.
+        shape: a key of `SHAPES`.
+        folder: a new folder.
+        dtype: dtype of the weights.
     """
     import transformers
 

@@ -1,4 +1,4 @@
-"""What one training step costs: seconds and peak memory of every way to make it, beside inference on the same batch."""
+"""The cost of one training step: time and peak memory of every way to make it, next to inference on the same batch."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _FLAGS = {"examples": "--rows", "tokens": "--tokens", "rank": "--rank", "repeats
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step costs in one way; None where it was not measured.
+    """The cost of a step in one way; None for what was not measured.
 
     Args:
-        name: of the way.
-        median_s: seconds a step, the median over the rounds.
-        over_inference: median over the rounds of its time over that of inference in the same round.
-        usual_over_this: the same of the usual step's time over its own.
-        fastest_s: seconds a step in its best round.
-        slowest_s: seconds a step in its worst round.
-        peak_bytes: the most memory in use, in a process of its own.
-        peak_over_inference: over that of inference.
+        name: name of the way.
+        median_s: seconds per step, the median over the rounds.
+        over_inference: median over the rounds of the ratio to inference in the same round.
+        usual_over_this: median ratio of the usual step's time to its own.
+        fastest_s: seconds per step in its best round.
+        slowest_s: seconds per step in its worst round.
+        peak_bytes: peak memory in its own process.
+        peak_over_inference: ratio to the peak of inference.
         error: why something was not measured; None if nothing went wrong.
     """
 
@@ -62,14 +62,14 @@ class StepCost:
 
 @dataclass(frozen=True)
 class StepReport:
-    """The costs of all ways, and what they depend on.
+    """The costs of all ways, and the conditions of the measurement.
 
     Args:
         options: what was measured.
-        device: where.
-        threads: of torch on the CPU.
-        parameters: of the model.
-        rows: one a way.
+        device: the device.
+        threads: torch's CPU threads.
+        parameters: number of parameters.
+        rows: one per way.
     """
 
     options: StepOptions
@@ -79,13 +79,13 @@ class StepReport:
     rows: tuple[StepCost, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data: the options, where they were measured, and `rows`."""
+        """Plain data: the options, the conditions, and `rows`."""
         place = {"device": self.device, "threads": self.threads, "torch": torch.__version__}
         rows = [row.as_dict() for row in self.rows]
         return {**asdict(self.options), **place, "parameters": self.parameters, "rows": rows}
 
     def table(self) -> Table:
-        """The rows, as a terminal shows them."""
+        """The rows as a terminal table."""
         shown = self.options
         size = f"{shown.model}, {self.parameters:,} parameters, {shown.dtype}, {self.device}, {self.threads} threads"
         moving = f", of {' '.join(shown.trainable)}" if shown.trainable else ""
@@ -119,28 +119,28 @@ def bench_step(
     file: Path | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> StepReport:
-    """Measure what a step costs in each of `WAYS`.
+    """Measure the cost of a step in each of `WAYS`.
 
     Time: all ways share one process and one batch of random tokens, and take turns. Each round times every way once and
-    begins with another one; before the first, each makes a step that is not counted. The ways that only read the
-    weights, or bring them home, share one model; LoRA has its own layers over the same tensors. The usual step, which
+    begins with a different one; before the first round, each makes an uncounted step. The ways that only read the
+    weights, or restore them, share one model; LoRA has its own layers over the same tensors. The usual step, which
     replaces the tensors, and the first-order step on them share a copy, so that no way disturbs another. Ratios are
-    medians of the ratios within a round. A step in the forward is timed in the middle of the cycle between two folds,
-    and its share of a fold, timed by itself, is added (see `AmortizedSteps`).
+    medians of the ratios within a round. A step in the forward is timed in the middle of the cycle between two writes
+    of pending updates, and its share of a write, timed separately, is added (see `AmortizedSteps`).
 
-    Memory: the peak of each way in a fresh process, one after the other, once the time is taken and the models are let
-    go.
+    Memory: the peak of each way in a new process, one after the other, after the timing, when the models have been
+    freed.
 
     Args:
-        options: what is measured.
+        options: what to measure.
         memory: measure peaks, too.
-        file: where the report goes as JSON; also when ways failed for memory, which then have an `error`.
+        file: JSON file for the report, written even if ways ran out of memory; these have an `error`.
         on_progress: called with a line about what is being done.
 
     Raises:
-        ConfigError: a number below 1, a rank that does not fit into the model, more tokens than it takes, an unknown
-            number type; before anything is measured.
-        RunError: the file cannot be written; before anything is measured.
+        ConfigError: a number below 1, a rank that is too large for the model, too many tokens, or an unknown dtype.
+            Raised before anything is measured. RunError: the file cannot be written. Raised before anything is
+            measured.
         ModelError: there is no such model.
     """
     _check(options)
@@ -158,7 +158,7 @@ def bench_step(
 
 
 def check_writable(file: Path) -> None:
-    """Find out whether a file can be written, and leave it as it is.
+    """Check that a file can be written, without changing it.
 
     Raises:
         RunError: it cannot.
@@ -181,7 +181,7 @@ def _check(options: StepOptions) -> None:
 
 
 def _check_fits(options: StepOptions, model: Any) -> None:
-    """Whether the model takes the rank, and so many tokens (one candidate is read after the prompt)."""
+    """Check that the model supports the rank, and this many tokens (plus one for a candidate)."""
     try:
         Backbone(model, LowRank(options.rank), list(options.trainable) if options.trainable else None)
     except ConfigError as error:
@@ -199,7 +199,7 @@ def _check_fits(options: StepOptions, model: Any) -> None:
 
 
 def own_modules(model: Any) -> Callable[[str], Any]:
-    """The module of each way, by its name: a copy for those that write the tensors other than to come home."""
+    """The module of each way by name: a copy for ways that change the tensors permanently."""
     copied = functools.cache(lambda: copy.deepcopy(model))
 
     def module(name: str) -> Any:
@@ -211,7 +211,7 @@ def own_modules(model: Any) -> Callable[[str], Any]:
 
 
 def over_the_same_tensors(model: Any) -> Any:
-    """A module of the same layers, whose parameters are others over the same tensors: it can carry adapters."""
+    """A module with the same layers, whose parameters are new ones over the same tensors, for adapters."""
     known: dict[int, Any] = {id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, known)
 
@@ -219,7 +219,7 @@ def over_the_same_tensors(model: Any) -> Any:
 def _time_all(
     options: StepOptions, errors: dict[str, str], on_progress: Callable[[str], None]
 ) -> tuple[str, int, dict[str, list[float]]]:
-    """The device, the number of parameters, and the seconds of each way in each round; failures go into `errors`."""
+    """The device, the number of parameters, and the seconds of each way in each round; failures go to `errors`."""
     loaded = load_own(options)
     _check_fits(options, loaded.model)
     on_progress("first steps, which are not counted")
@@ -237,7 +237,7 @@ def _time_all(
 
 @contextmanager
 def _noted(name: str, errors: dict[str, str]) -> Iterator[None]:
-    """Note a lack of memory, or of something that a way needs, as its error."""
+    """Context that records a lack of memory, or a missing requirement of a way, as its error."""
     try:
         yield
     except (ZofoError, RuntimeError, MemoryError) as error:
@@ -247,7 +247,7 @@ def _noted(name: str, errors: dict[str, str]) -> Iterator[None]:
 def _rounds(
     ways: dict[str, StepVariant], repeats: int, errors: dict[str, str], on_progress: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """The seconds of each way in each round; of a way that fails in one, none."""
+    """The seconds of each way in each round; none for a way that fails in one."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for number in range(repeats):

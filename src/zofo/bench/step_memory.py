@@ -1,4 +1,4 @@
-"""The peak memory of one way to make a step, in a process of its own."""
+"""The peak memory of one way to make a step, in its own process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHILD = "from zofo.bench.step_memory import answer; answer()"
 
 
 def load_own(options: StepOptions) -> LoadedModel:
-    """The model, with every tensor in memory of its own instead of a mapped file."""
+    """The model, with every tensor in its own memory instead of a mapped file."""
     loaded = load_model(parse_model(ModelConfig, {"name": options.model, "dtype": options.dtype}))
     for parameter in loaded.model.parameters():
         parameter.data = parameter.data.clone()
@@ -32,27 +32,27 @@ def load_own(options: StepOptions) -> LoadedModel:
 
 
 def measure_peak(name: str, options: StepOptions) -> int:
-    """Bytes at the peak of a few steps of one way, in a fresh process.
+    """Peak memory in bytes of a few steps of one way, in a new process.
 
-    On CUDA what torch's allocator gave out, elsewhere the resident memory of the process. All are measured alike: load
-    the model, forget the peak of loading, make the first steps and then those that would be timed, read the peak.
+    On CUDA the memory of torch's allocator, otherwise the resident memory of the process. All are measured alike: load
+    the model, reset the peak, make the first steps and then those that would be timed, read the peak.
 
     Raises:
-        ModelError: the steps could not be made, or the process was ended, most likely for its memory.
+        ModelError: the steps failed, or the process was killed, most likely because memory ran out.
     """
     return int(in_a_process(_CHILD, [name, asdict(options)], name)["peak_bytes"])
 
 
 def in_a_process(code: str, given: Any, name: str) -> dict[str, Any]:
-    """What a fresh process answers in its last line, as JSON.
+    """The last output line of a new process, parsed as JSON.
 
     Args:
-        code: what it runs.
-        given: what it finds in `sys.argv[1]`, as JSON.
-        name: of what it measures, for messages.
+        code: code to run.
+        given: its `sys.argv[1]`, as JSON.
+        name: name of what it measures, for messages.
 
     Raises:
-        ModelError: it could not, or was ended, most likely for its memory.
+        ModelError: it failed, or was killed, most likely because memory ran out.
     """
     command = python_command(code, json.dumps(given))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -67,7 +67,7 @@ def in_a_process(code: str, given: Any, name: str) -> dict[str, Any]:
 
 
 def answer() -> None:
-    """Inside that process: print the peak, or what went wrong, as one line of JSON."""
+    """In that process: print the peak, or the error, as one line of JSON."""
     name, given = json.loads(sys.argv[1])
     options = StepOptions(**given)
     loaded = load_own(options)
@@ -84,7 +84,7 @@ def answer() -> None:
 
 
 def peak_of(work: Callable[[], object], device: torch.device) -> int:
-    """The most memory in use while `work` runs: as the kernel saw it where it can be asked, else sampled."""
+    """The peak memory while `work` runs: from the kernel if available, otherwise sampled."""
     if device.type == "cuda" or not _forget_peak():
         watch = PeakMemory(device)
         with watch.watching():
@@ -96,7 +96,7 @@ def peak_of(work: Callable[[], object], device: torch.device) -> int:
 
 
 def _forget_peak() -> bool:
-    """Whether the peak could be set back to the present resident memory, as Linux can."""
+    """Whether the peak could be reset to the current resident memory, as on Linux."""
     try:
         _REFERENCES.write_text("5")
     except OSError:
@@ -105,10 +105,11 @@ def _forget_peak() -> bool:
 
 
 def failure(error: BaseException) -> str:
-    """What to note of a way that ran out of memory, or that this model does not allow; any other error is raised again.
+    """The error to record for a way that ran out of memory, or that this model does not support; other errors are
+    raised again.
 
     Args:
-        error: a `ZofoError`, or anything else that may mean that there is no memory left.
+        error: a `ZofoError`, or any error that may mean that memory ran out.
     """
     if isinstance(error, ZofoError):
         return error.message

@@ -1,4 +1,4 @@
-"""The ways to make one training step that `zofo bench step` sets side by side, all with the same examples."""
+"""The ways to make one training step that `zofo bench step` compares, all with the same examples."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _FIRST_WORD = 10  # ids below are often special
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What is measured.
+    """The options of `zofo bench step`.
 
     Args:
         model: an embedded model, a folder or a Hub id.
-        examples: in the batch, B.
-        tokens: of each example's prompt.
-        rank: of the low-rank noise.
-        repeats: rounds in which every way is timed.
-        dtype: number type of the weights.
-        trainable: patterns of the tensors that zeroth-order steps of ours move; None for all.
+        examples: batch size B.
+        tokens: tokens of each example's prompt.
+        rank: rank of the low-rank noise.
+        repeats: number of rounds in which every way is timed.
+        dtype: dtype of the weights.
+        trainable: patterns of the tensors that zofo's zeroth-order steps move; None for all.
     """
 
     model: str = "smollm2-135m"
@@ -51,7 +51,7 @@ class StepOptions:
 
 
 class StepVariant(ABC):
-    """A way to make steps, ready to be made with one model.
+    """A way to make steps, built for one model.
 
     Args:
         step: makes step `number`.
@@ -65,11 +65,11 @@ class StepVariant(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make the first steps, in which buffers are made; they are not counted."""
+        """Make the first steps, which allocate buffers; they are not counted."""
 
     @abstractmethod
     def seconds(self) -> float:
-        """Make one or more steps, and tell what one takes on average."""
+        """Make one or more steps, and return the average time of one."""
 
 
 class UniformSteps(StepVariant):
@@ -83,18 +83,18 @@ class UniformSteps(StepVariant):
 
 
 class AmortizedSteps(StepVariant):
-    """Steps in the forward, whose updates wait and are written together: a cycle of n steps, then one fold.
+    """In-forward steps, whose updates stay pending and are written together: a cycle of n steps, then one write.
 
-    A step costs a little more with each update that waits, so the step in the middle of the cycle (or the two there, if
-    n is even) costs what a step of the cycle costs on average. It is timed with as many updates waiting as it meets in
-    the cycle. After steps that are not timed, n - 1 updates wait. They are written and timed by themselves, and that is
-    divided by n - 1, so that the share is, if anything, too large: most of what a fold costs does not grow with the
-    updates that it writes. `prepare` makes one whole cycle, and learns n.
+    A step costs a little more with each pending update, so the step in the middle of the cycle (or the two there, if n
+    is even) has the average cost of the cycle. It is timed with that many pending updates. After more steps that are
+    not timed, n - 1 updates are pending. Writing them is timed separately and divided by n - 1. So the share is, if
+    anything, too large: most of the cost of a write does not grow with the number of updates. `prepare` makes one whole
+    cycle, and learns n.
 
     Args:
         step: makes step `number`.
-        evaluator: that of the steps.
-        device: where it works.
+        evaluator: the evaluator of the steps.
+        device: the device.
     """
 
     def __init__(self, step: Callable[[int], object], evaluator: InForward, device: torch.device) -> None:
@@ -124,7 +124,7 @@ class AmortizedSteps(StepVariant):
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that `work` takes, to its end on the device."""
+    """Seconds that `work` takes, until the device has finished."""
     _wait_for(device)
     start = time.perf_counter()
     work()
@@ -154,7 +154,7 @@ def _batch(model: Any, options: StepOptions) -> Batch:
 
 
 def _inference(model: Any, options: StepOptions) -> StepVariant:
-    """The forward of 2 B rows, the batch twice: what a two-sided step cannot do without."""
+    """The forward of 2 B rows, the batch twice: the minimum of a two-sided step."""
     twice = _batch(model, options).repeated(2)
 
     @torch.no_grad()
@@ -165,7 +165,7 @@ def _inference(model: Any, options: StepOptions) -> StepVariant:
 
 
 def _mezo_usual(model: Any, options: StepOptions) -> StepVariant:
-    """The usual step of MeZO, as a way that the table compares."""
+    """The usual step of MeZO, for comparison."""
     examples = random_examples(model.config.get_text_config().vocab_size, options)
     ids = torch.tensor([row for example in examples for row in example.rows], device=model.device)
     gold = torch.tensor([example.gold for example in examples], device=model.device)
@@ -179,15 +179,15 @@ def usual_step(
     """A MeZO step as it is commonly written: four sweeps over the weights, and a sequence for each candidate.
 
     Each sweep seeds a generator, draws a `torch.normal` of each parameter's size, and replaces the parameter's data by
-    a sum. A common code seeds the global generator, which costs the same.
+    a sum. Usual code seeds the global generator, which costs the same.
 
     Args:
-        model: whose parameters' data are replaced, all of them.
+        model: the model; the data of all its parameters are replaced.
         ids: [B * candidates, L] each prompt with each of its candidates, which is the last token.
         gold: [B] index of the right candidate.
-        number: of the step, which seeds the direction.
+        number: number of the step, which seeds the direction.
         lr: learning rate.
-        epsilon: how far from theta the losses are asked for.
+        epsilon: distance of the two points from theta.
 
     Returns:
         The projected gradient.
@@ -221,7 +221,7 @@ def usual_loss(model: Any, ids: torch.Tensor, gold: torch.Tensor) -> torch.Tenso
 
 
 def _zeroth_order(model: Any, options: StepOptions, **parts: Any) -> StepVariant:
-    """A two-sided step of ours on the whole model, or on what is trainable."""
+    """A two-sided step of zofo on the whole model, or on the trainable part."""
     if options.trainable:
         parts["trainable"] = list(options.trainable)
     tree = {"estimator": {"name": "two-sided", "epsilon": EPSILON}, "rule": {"name": "sgd", "lr": LR}, **parts}

@@ -1,4 +1,4 @@
-"""What a run takes before it is made: memory and time from the shape of a model, and a configuration that suits."""
+"""Estimates before a run: memory and time from the shape of a model, and a recommended configuration."""
 
 from zofo.estimate.calibration import calibrate
 from zofo.estimate.dry_run import DryRun, dry_run

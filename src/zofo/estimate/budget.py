@@ -1,4 +1,4 @@
-"""How many steps and scored rows a time limit pays for, after loading the model and encoding the rows."""
+"""How many steps and scored rows fit into a time limit, after loading the model and encoding the rows."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _READ, _READ_IN_PART = 1.5, 0.75  # times what reading took here: a run looks th
 
 @dataclass(frozen=True)
 class Costs:
-    """What the parts of a run take, in seconds.
+    """The time of each part of a run, in seconds.
 
     Args:
-        start: from the command to the first row, and with the weights.
-        reading: all rows, as text.
-        encoding: a row, as tokens.
-        step: one.
-        scoring: a row that is scored.
+        start: from the command to the first row, including the weights.
+        reading: reading all rows.
+        encoding: encoding a row.
+        step: one step.
+        scoring: scoring a row.
     """
 
     start: float
@@ -43,16 +43,16 @@ class Costs:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run would do if it had the time.
+    """What a run would do without a time limit.
 
     Args:
-        steps: that are enough.
-        batch: training rows of a step.
-        rows: to train on.
-        scored: validation rows, at most.
-        fewest: of these, below which a score tells nothing.
+        steps: sufficient number of steps.
+        batch: training rows per step.
+        rows: number of training rows.
+        scored: maximum number of validation rows.
+        fewest: the minimum, below which a score is useless.
         cuts: whether training rows may be left out.
-        tests: test sets that are scored: none, one, or one for each evaluation.
+        tests: number of scored test sets: none, one, or one per evaluation.
     """
 
     steps: int
@@ -66,14 +66,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does in its time.
+    """What a run does within its time.
 
     Args:
-        scored: validation rows of each evaluation, and as many test rows.
-        passes: over rows that are scored: the evaluations, and those of test.
-        kept: training rows, where most are left out; else None.
-        seconds: it takes; None where that is not known.
-        enough: seconds in which it could draw `FEW_ROWS`, or make all steps, and score the fewest rows.
+        scored: validation rows per evaluation, and as many test rows.
+        passes: number of passes over scored rows, on validation and test.
+        kept: number of training rows, if most are left out; else None.
+        seconds: its time; None if unknown.
+        enough: time in which it could draw `FEW_ROWS`, or make all steps, and score the fewest rows.
     """
 
     steps: int
@@ -86,14 +86,14 @@ class Plan:
 
 
 def share_out(wanted: Wanted, costs: Costs | None, seconds: float | None) -> Plan:
-    """As many rows that are scored and as many steps as some seconds pay for.
+    """The number of scored rows and of steps within a time limit.
 
     Args:
-        costs: None where they are not known.
-        seconds: None for as many as it takes.
+        costs: the costs; None if unknown.
+        seconds: the time limit; None for no limit.
 
     Returns:
-        The plan; one of 0 steps where the time pays for none.
+        The plan; with 0 steps if the time is too short for any.
     """
     few, evaluations, scored = min(wanted.fewest, wanted.scored), EVALUATIONS, wanted.scored
     if costs is None or seconds is None:
@@ -116,19 +116,19 @@ def share_out(wanted: Wanted, costs: Costs | None, seconds: float | None) -> Pla
 
 
 def _few(wanted: Wanted) -> int:
-    """Steps that draw `FEW_ROWS`."""
+    """The number of steps that draw `FEW_ROWS`."""
     return -(-FEW_ROWS // wanted.batch)
 
 
 def smaller_batch(plan: Plan, wanted: Wanted) -> int:
-    """Rows a batch, where the time pays for few steps of those that are wanted: 4 or 2 in place of more."""
+    """Rows per batch if the time allows only few of the wanted steps: 4 or 2 instead of more."""
     if plan.steps >= min(FEW_STEPS, wanted.steps):
         return wanted.batch
     return min(wanted.batch, 4 if plan.steps * wanted.batch >= 4 * FEW_STEPS else 2)
 
 
 def about_few(plan: Plan, wanted: Wanted, lengths: Sequence[int]) -> str | None:
-    """Says so where little can be learned in the time."""
+    """A sentence if little can be learned in the time."""
     if plan.steps >= min(_few(wanted), wanted.steps):
         return None
     return f"{plan.steps * wanted.batch} rows are too few to learn much from: {remedies(plan, lengths)}"
@@ -144,30 +144,31 @@ def _made(wanted: Wanted, steps: int, evaluations: int, scored: int, kept: int |
 
 
 def _whole(wanted: Wanted, costs: Costs, plan: Plan) -> float:
-    """Seconds of a plan."""
+    """Time of a plan in seconds."""
     rows = 0 if plan.kept is None else plan.kept * costs.encoding
     scoring = plan.passes * plan.scored * costs.scoring
     return _before(wanted, costs, plan.kept is not None) + rows + plan.steps * costs.step + scoring
 
 
 def _before(wanted: Wanted, costs: Costs, cut: bool) -> float:
-    """Seconds before the first step."""
+    """Time before the first step in seconds."""
     if cut:
         return costs.start + _READ_IN_PART * costs.reading
     return costs.start + _READ * costs.reading + wanted.rows * costs.encoding
 
 
 def clock() -> Callable[[], float]:
-    """Starts to measure; what it gives tells the seconds since then, less what the processor did for others."""
+    """Start measuring; the returned function gives the seconds since then, minus those the processor worked for
+    others."""
     begun = time.perf_counter(), time.process_time()
     return lambda: min(time.perf_counter() - begun[0], time.process_time() - begun[1])
 
 
 def about_scored(plan: Plan, wanted: Wanted, costs: Costs | None, seconds: float | None, there: int, why: str) -> str:
-    """The sentence that says how many validation rows are scored, and why.
+    """A sentence about how many validation rows are scored, and why.
 
     Args:
-        why: no more than `wanted.scored` are, where time is not the reason.
+        why: reason for the limit `wanted.scored`, if it is not time.
     """
     times = "once" if plan.evaluations == 1 else f"{plan.evaluations} times"
     times += ", and as many test rows" if plan.passes > plan.evaluations else ""
@@ -183,12 +184,12 @@ def about_scored(plan: Plan, wanted: Wanted, costs: Costs | None, seconds: float
 
 
 def in_minutes(seconds: float) -> str:
-    """A time that is enough, as `--time` takes it."""
+    """A sufficient time, as `--time` takes it."""
     return f"{math.ceil(seconds / 60)}m" if seconds < 7200 else f"{math.ceil(seconds / 3600)}h"
 
 
 def check_enough(plan: Plan, costs: Costs, seconds: float, model: str, lengths: Sequence[int]) -> None:
-    """Raises ConfigError where the time pays for no step; `lengths` as `remedies` has them."""
+    """Raise ConfigError if the time is too short for a step; `lengths` as for `remedies`."""
     if plan.steps:
         return
     takes = plan.passes * plan.scored * costs.scoring
@@ -201,10 +202,10 @@ def check_enough(plan: Plan, costs: Costs, seconds: float, model: str, lengths: 
 
 
 def remedies(plan: Plan, lengths: Sequence[int]) -> str:
-    """What to give instead of a time that is too short.
+    """What to change if the time is too short.
 
     Args:
-        lengths: of rows in tokens, in order.
+        lengths: lengths of rows in tokens, sorted.
     """
     half = lengths[-1] // 2
     shorter = f", or task.max_length={half} task.truncate=left" if half >= 32 else ""

@@ -1,4 +1,4 @@
-"""The constants of this machine, fitted to passes of small models that are timed; and the memory of a process."""
+"""The constants of this machine, fitted to timed passes of small models; and the memory of a process."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _LEAST = 2.0  # seconds that a constant is measured for
 
 
 def calibrate(on_progress: Callable[[str], None] = lambda text: None) -> tuple[Machine, Path]:
-    """Measure this machine's processor, which should have nothing else to do, and keep what was found.
+    """Measure this machine's processor, which should be otherwise idle, and save the constants.
 
-    Each time is the least of many short ones. Shares of freed memory are those of the packaged constants.
+    Each time is the minimum of many short runs. Shares of freed memory are those of the packaged constants.
 
     Returns:
-        The constants, and the file that they are in.
+        The constants, and the file with them.
 
     Raises:
         RunError: the file cannot be written.
@@ -74,7 +74,7 @@ def _processor() -> str:
 
 
 def _least(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of many calls; of one thread its own, so that others on the machine count less."""
+    """Seconds of the fastest of many calls; processor time for one thread, so that other work matters less."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     work()
     taken = list[float]()
@@ -88,7 +88,7 @@ def _least(work: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A pass of a small model that is timed: `rows` of `tokens`, forward or with a backward to all weights."""
+    """A timed pass of a small model: `rows` of `tokens`, forward or with a backward to all weights."""
 
     hidden: int
     rows: int
@@ -107,7 +107,7 @@ _LAYERS = 2
 
 
 def _timed(trial: _Trial, dtype: torch.dtype = torch.float32) -> tuple[Work, float]:
-    """What a trial takes, in work and in seconds."""
+    """Work and time of a trial."""
     work = _passed(trial, dtype, "meta")
     assert isinstance(work, Work)
     run = _passed(trial, dtype, "cpu")
@@ -134,7 +134,7 @@ def _passed(trial: _Trial, dtype: torch.dtype, device: str) -> Work | Callable[[
 
 
 def _fitted(measured: Sequence[tuple[Work, float]]) -> tuple[float, float, float]:
-    """Seconds of a flop, a byte and an operation, none of them below 0, by the least squares of relative errors."""
+    """Seconds per flop, byte and operation, none negative, by least squares of relative errors."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -145,7 +145,7 @@ def _fitted(measured: Sequence[tuple[Work, float]]) -> tuple[float, float, float
 
 
 def _flop_in(dtype: torch.dtype, byte: float, operation: float) -> float:
-    """Seconds of a flop in half precision: what a forward takes beside its sweeps and operations."""
+    """Seconds per flop in half precision: from the time of a forward beyond its memory traffic and operations."""
     work, seconds = _timed(_TRIALS[2], dtype)
     rest = seconds - byte * work.moved_bytes - operation * work.operations
     return max(rest, 0.1 * seconds) / work.flops
@@ -182,7 +182,7 @@ def _model(hidden: int, inner: int, layers: int, vocabulary: int) -> Any:
 
 
 def answer() -> None:
-    """Inside a process of its own: what it takes with a small model, and what peft adds, as a line of JSON."""
+    """In a separate process: its memory with a small model, and what peft adds, as a line of JSON."""
     import json
 
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -1,4 +1,4 @@
-"""One step of a run, made and thrown away, beside what was estimated for it."""
+"""One step of a run, made and discarded, compared with its estimate."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class DryRun:
     """What a step took.
 
     Args:
-        peak_bytes: the most memory from the check of the model to the step.
-        seconds: of the step; on the CPU less what the processor did for others.
-        examples: to train on, of which each batch held the longest and that with the most logits.
-        machine: whose constants the estimate is by, in words.
+        peak_bytes: peak memory from the check of the model to the step.
+        seconds: time of the step; on the CPU, without time the processor worked for others.
+        examples: number of training examples; batches had the longest one and the one with the most logits.
+        machine: the machine of the estimate's constants, in words.
     """
 
     estimate: StepEstimate
@@ -46,16 +46,15 @@ def dry_run(
     reward: Any | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> DryRun:
-    """Load and check all that a run would, and make one step on the rows of the most memory, after one that is not
-    counted.
+    """Load and check everything that a run would, and make one step on the rows that need the most memory.
 
-    Nothing is written: there is no run folder, and the model that was moved is let go.
+    A first step is not counted. Nothing is written: there is no run folder, and the model is discarded.
 
     Args:
         reward: as `zofo.train` takes it.
 
     Raises:
-        ZofoError: what would stop the run, too.
+        ZofoError: the run would fail, too.
     """
     kind = METHODS[config.method.name]
     if kind.fixed_steps == 0:
@@ -105,8 +104,10 @@ class _Step:
 
 
 def _of_heaviest(context: TrainingContext, heavy: Sequence[Any], step: _Step) -> TrainingContext:
-    """A context of all rows, in which each batch holds the first of `heavy` in place of those that were drawn; a batch
-    of one in the first step that with the most logits, and in the second, which is timed, the longest."""
+    """A context of all rows, in which each batch has the first of `heavy` instead of the drawn rows.
+
+    A batch of one has the example with the most logits in the first step, and the longest one in the second, timed
+    step."""
     collate, by_objective = context.collate, context.by_objective
 
     def filled(drawn: Sequence[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Which configurations fit into some memory, and what each costs in time."""
+"""Which configurations fit into some memory, and the time of each."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Fit:
     """A configuration that was tried.
 
     Args:
-        keys: what is typed for it, beside what is configured.
-        needs: what has to be installed first; None for nothing.
+        keys: what to type for it, in addition to the configuration.
+        needs: what must be installed first; None for nothing.
     """
 
     keys: tuple[str, ...]
@@ -53,7 +53,7 @@ class Fit:
 
 
 def parse_bytes(text: str) -> int:
-    """A size such as `8GB`, `7.5GiB` or `900M`, in bytes. Raises ConfigError for other text."""
+    """A size such as `8GB`, `7.5GiB` or `900M` in bytes. Raises ConfigError for other text."""
     letters = text.strip().lower().removesuffix("b")
     number = letters.rstrip("kmgti")
     try:
@@ -68,7 +68,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """A time such as `90s`, `20m` or `2h`, in seconds; a number alone is seconds. Raises ConfigError for other text."""
+    """A time such as `90s`, `20m` or `2h` in seconds; a number alone is seconds. Raises ConfigError for other text."""
     try:
         unit = {"s": 1, "m": 60, "h": 3600}.get(text.strip()[-1:])
         found = float(text) if unit is None else float(text.strip()[:-1]) * unit
@@ -91,18 +91,18 @@ def fitting(
 ) -> list[Fit]:
     """Try each of `CANDIDATES` with as many examples at once as fit.
 
-    Fewer examples at once change no result: a first-order step adds up the gradients of smaller batches
-    (`gradient_accumulation_steps`), and MeZO asks for a part of its batch at a time (`micro_batch`).
+    Fewer examples at once do not change the result: a first-order step accumulates gradients
+    (`gradient_accumulation_steps`), and MeZO splits its batch (`micro_batch`).
 
     Args:
-        config: with the model, the rows and the batch size.
-        first: whether the first that fits is enough.
+        config: configuration with the model, the rows and the batch size.
+        first: stop at the first that fits.
 
     Returns:
-        Those that fit, in the order of preference; where none does, the smallest alone, with `fits` false.
+        Those that fit, in order of preference; if none does, only the smallest, with `fits` false.
 
     Raises:
-        ConfigError: none of them can be made of this model; names the last reason.
+        ConfigError: none of them supports this model; the message has the last reason.
     """
     tried = functools.partial(_tried, config, source, machine, device, limit)
     found = list[Fit]()
@@ -131,7 +131,7 @@ def fitting(
 
 
 def _largest(tried: Callable[[int], Fit], batch: int, limit: int) -> Fit:
-    """One candidate, with the most examples at once that fit and divide the batch; each takes about as much memory."""
+    """One candidate, with the largest divisor of the batch that fits as examples at once."""
     whole = tried(batch)
     if whole.fits or batch == 1 or whole.estimate.held_bytes > limit:
         return whole

@@ -1,4 +1,4 @@
-"""What a forward, and a backward, take: found by running them on tensors without numbers, on the meta device."""
+"""The memory and work of a forward and backward, found by running them on the meta device."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Loss = Callable[[], torch.Tensor]
 
 @dataclass(frozen=True)
 class Work:
-    """What a processor has to do.
+    """Work for a processor.
 
     Args:
         flops: floating-point operations of products.
-        moved_bytes: that operations read and write.
-        operations: how many there are.
-        unpacked: weights that are unpacked for products.
-        drawn: normal numbers that are drawn one by one.
+        moved_bytes: bytes that operations read and write.
+        operations: number of operations.
+        unpacked: number of weights unpacked for products.
+        drawn: number of normal numbers drawn one by one.
     """
 
     flops: float = 0.0
@@ -44,19 +44,19 @@ class Work:
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """The fields, in their order."""
+        """The fields in order."""
         return self.flops, self.moved_bytes, self.operations, self.unpacked, self.drawn
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a forward, with a backward where one follows, takes beside the weights.
+    """Memory and work of a forward, and of a backward if there is one, besides the weights.
 
     Args:
-        peak_bytes: the most that tensors take at once.
-        kept_bytes: of these, what was kept for the backward pass when the forward had ended.
-        logits_bytes: of the peak, tensors as wide as the vocabulary.
-        made_bytes: all that the forward made, alive or not.
+        peak_bytes: peak memory of tensors.
+        kept_bytes: memory kept for the backward pass at the end of the forward.
+        logits_bytes: part of the peak: tensors as wide as the vocabulary.
+        made_bytes: memory of all tensors that the forward created.
     """
 
     peak_bytes: int
@@ -74,15 +74,15 @@ def trace(
     unpacked: int = 0,
     again: float = 0.0,
 ) -> Trace:
-    """Run a forward, and a backward where there are parameters, without a number being computed.
+    """Run a forward, and a backward if there are parameters, on the meta device.
 
     Args:
-        loss: runs the forward; gives losses.
-        parameters: that are differentiated.
-        vocabulary: its size, by which logits are told.
-        carried: `id` of the weights whose products carry low-rank terms beside them.
-        unpacked: weights that one forward unpacks.
-        again: how often a backward pass runs the layers again.
+        loss: runs the forward; returns losses.
+        parameters: parameters to differentiate by.
+        vocabulary: its size, to recognise logits.
+        carried: `id` of the weights whose products have low-rank terms.
+        unpacked: number of weights that one forward unpacks.
+        again: how often a backward pass recomputes the layers.
     """
     ledger = _Ledger()
     with _in_place_of(carried), ledger:
@@ -105,9 +105,9 @@ def trace(
 
 @contextmanager
 def _in_place_of(carried: Collection[int]) -> Iterator[None]:
-    """While it is open, attention goes the way that it goes with numbers, and products carry terms if they are to.
+    """Context in which attention uses the same kernel as with values, and products have terms if requested.
 
-    A mode of torch would not do: layers that are run again in a backward pass are run without it.
+    A torch function mode would not work: layers recomputed in a backward pass run without it.
     """
     own = F.scaled_dot_product_attention, F.linear
     plain = own[1]
@@ -136,7 +136,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """By the kernel that keeps no matrix of positions by positions, as processors and CUDA have it."""
+    """Attention without a matrix of positions by positions, as on processors and CUDA."""
     groups = query.shape[-3] // key.shape[-3] if enable_gqa else 1
     if groups > 1:
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
@@ -148,7 +148,7 @@ def _attention(
 
 
 def _carrying(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """A product that carries a term of rank one: see `zofo.evaluators.low_rank_forward`."""
+    """A product with a term of rank one; see `zofo.evaluators.low_rank_forward`."""
     flat = x.reshape(-1, x.shape[-1])
     thin = flat @ weight.new_empty(weight.shape[1], 1)
     thin.mul_(thin)
@@ -172,7 +172,7 @@ _PRODUCTS: dict[Any, Callable[..., int]] = {  # beside those that torch counts
 
 
 class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what operations make, and what of it is alive."""
+    """Counts what operations create, and what of it is alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

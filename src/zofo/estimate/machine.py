@@ -1,4 +1,4 @@
-"""What a machine takes for the parts of a step: few constants, measured by `zofo bench calibrate` or packaged."""
+"""The speed of a machine as a few constants, measured by `zofo bench calibrate` or packaged."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ FILE = "machine.json"
 class Machine:
     """The constants of a processor, and of a process on it.
 
-    Shares that the C library keeps of what is freed were fitted to measured peaks (`benchmarks/estimate.py`); they are
-    of glibc. A packed model has larger ones, since what it unpacks for each product lies between what stays.
+    The shares of freed memory that the C library keeps were fitted to measured peaks with glibc
+    (`benchmarks/estimate.py`). They are larger for a packed model, since the weights that it unpacks for each product
+    are allocated between long-lived tensors.
 
     Args:
         measured: where and when, in words.
-        process_bytes: of Python with torch and transformers, once a model is loaded.
-        adapter_bytes: what peft adds to that.
-        seconds_per_flop: of products, by number type.
-        seconds_per_byte: that an operation reads or writes.
-        seconds_per_operation: whatever its size.
-        seconds_per_unpacked: of a 4-bit weight that is unpacked.
-        seconds_per_drawn: of a normal number.
+        process_bytes: memory of Python with torch and transformers, after loading a model.
+        adapter_bytes: memory that peft adds.
+        seconds_per_flop: time per flop of products, by dtype.
+        seconds_per_byte: time per byte that an operation reads or writes.
+        seconds_per_operation: time per operation, whatever its size.
+        seconds_per_unpacked: time per unpacked 4-bit weight.
+        seconds_per_drawn: time per normal number.
         start_seconds: from the command to the first row: Python, its libraries, a model, its checks.
         forward_kept: share of the tensors of a forward.
-        gradient_kept: share of what a forward makes that has a gradient.
-        check_kept: share of the copies that the check before the first step makes.
-        packed_forward_kept, packed_gradient_kept: these two where weights are packed.
+        gradient_kept: share of the tensors of a forward with a gradient.
+        check_kept: share of the copies in the check before the first step.
+        packed_forward_kept, packed_gradient_kept: these two for packed weights.
     """
 
     measured: str
@@ -58,7 +59,7 @@ class Machine:
 
     @property
     def described(self) -> str:
-        """Where and when they were measured, and with how many threads where torch has another number now."""
+        """Where and when they were measured, and with how many threads if torch now uses another number."""
         now = torch.get_num_threads()
         if now == self.threads:
             return self.measured
@@ -66,7 +67,7 @@ class Machine:
         return f"{self.measured}, with {self.threads} thread{'s'[: self.threads != 1]}, now {now}: {again}"
 
     def seconds(self, work: Work, dtype: str) -> float:
-        """What some work takes, in products of a number type."""
+        """The time of some work, for products of a dtype."""
         each = (
             self.seconds_per_flop[dtype],
             self.seconds_per_byte,
@@ -92,12 +93,12 @@ PACKAGED = Machine(
 
 
 def machine_file() -> Path:
-    """Where the constants of this machine are kept."""
+    """The file with the constants of this machine."""
     return cache_dir() / FILE
 
 
 def known_machine() -> Machine:
-    """The constants of this machine where it was calibrated, else the packaged ones.
+    """The constants of this machine if it was calibrated, otherwise the packaged ones.
 
     Raises:
         RunError: the file cannot be read.
@@ -116,7 +117,7 @@ def known_machine() -> Machine:
 
 
 def keep(machine: Machine, versions: Mapping[str, str]) -> Path:
-    """Write the constants of this machine, with the versions that they were measured with.
+    """Save the constants of this machine, with the versions they were measured with.
 
     Raises:
         RunError: they cannot be written.

@@ -1,18 +1,18 @@
-"""The memory of a run: what its process holds at its largest moment, term by term.
+"""The memory of a run: what its process holds at its peak, term by term.
 
-A process holds, all the time: itself with its libraries, the weights, what an adapter adds, and what an optimiser
-keeps. On top of that comes the largest of these moments:
+A process always holds itself with its libraries, the weights, the adapter, and the state of the optimizer. On top of
+that comes the largest of these moments:
 
-- a forward and backward: what each layer keeps for the gradient, logits, gradients, and what one operation needs;
-- a forward without a gradient, of all points of a zeroth-order step: logits, and what one operation needs;
+- a forward and backward: what each layer keeps for the gradient, logits, gradients, and temporaries of one operation;
+- a forward without a gradient, of all points of a zeroth-order step: logits, and temporaries of one operation;
 - the check before the first step: copies of one tensor of each kind, moved by hand;
-- the move of weights by an optimiser;
+- the update of the weights by an optimizer;
 - an evaluation.
 
-And the C library keeps a share of what was freed, in holes between what stays.
+In addition, the C library keeps a share of freed memory, in gaps between long-lived tensors.
 
-What tensors take at each moment is not put into formulas: the passes are run on tensors without numbers and every
-allocation is counted (`zofo.estimate.ledger`), so that an architecture needs nothing of its own here.
+The tensors of each moment are not computed by formulas: the passes are run on the meta device and every allocation is
+counted (`zofo.estimate.ledger`), so that nothing here depends on the architecture.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _CHECKED = 1 << 26  # entries of a tensor up to which the check moves it
 
 @dataclass(frozen=True)
 class Term:
-    """A part of the memory at the largest moment, its size in bytes.
+    """A part of the memory at the peak, in bytes.
 
     Args:
-        about: where it comes from, in a few words.
+        about: its origin, in a few words.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Term:
 
 @dataclass(frozen=True)
 class Held:
-    """What a run holds all the time, in bytes.
+    """What a run always holds, in bytes.
 
     Args:
-        process: Python and its libraries; on CUDA 0, since torch's allocator has nothing of them.
-        weights: of the model, as they are packed; of one whose weights stay in their files, the largest of them, which
-            a forward reads at once: the system can drop the pages of all others.
-        copies: of theta, and float32 buffers of a rule.
-        offloaded: whether the weights stay in their files.
+        process: Python and its libraries; 0 on CUDA, where they are not in torch's allocator.
+        weights: the model's weights, as packed; if they are offloaded, only the largest one, which a forward reads at
+            once, since the system can drop the pages of all others.
+        copies: copies of theta, and float32 buffers of a rule.
+        offloaded: whether the weights are offloaded.
     """
 
     process: int
@@ -66,10 +66,10 @@ class Held:
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment of a run that may be its largest.
+    """A moment of a run that may be its peak.
 
     Args:
-        terms: what it takes beside what is held, in bytes.
+        terms: what it takes in addition to what is always held, in bytes.
     """
 
     name: str
@@ -77,15 +77,15 @@ class Moment:
 
     @property
     def size(self) -> int:
-        """All of it, in bytes."""
+        """The total in bytes."""
         return sum(term.size for term in self.terms)
 
 
 def of_pass(name: str, found: Trace, gradient: bool, shares: tuple[float, float]) -> Moment:
-    """The largest moment of a forward, or of a forward and backward.
+    """The peak of a forward, or of a forward and backward.
 
     Args:
-        shares: of a forward, and of one with a gradient, that the C library keeps.
+        shares: shares that the C library keeps, of a forward and of one with a gradient.
     """
     kept = min(found.kept_bytes, found.peak_bytes - found.logits_bytes)
     rest = found.peak_bytes - found.logits_bytes - kept
@@ -100,11 +100,10 @@ def of_pass(name: str, found: Trace, gradient: bool, shares: tuple[float, float]
 
 
 def of_check(moved: nn.Module, share: float) -> Moment:
-    """The check before the first step of low-rank terms in the forward, in float32: one tensor of each kind stands
-    beside its copy.
+    """The check of low-rank terms before the first step, in float32: one tensor of each kind and its copy.
 
     Args:
-        share: of these that the C library keeps.
+        share: share of these that the C library keeps.
     """
     kinds: dict[str, int] = {}
     for name, parameter in moved.named_parameters():
@@ -116,8 +115,9 @@ def of_check(moved: nn.Module, share: float) -> Moment:
 
 
 def of_update(parameters: Sequence[nn.Parameter], moments: int) -> Moment:
-    """The move by an optimiser: all gradients, and for the largest tensor what the move is made of; of one in half
-    precision, its copy and its gradient in float32, too."""
+    """The update by an optimizer: all gradients, and the temporaries for the largest tensor.
+
+    For a half-precision tensor also its copy and its gradient in float32."""
     gradients = Term("gradients", sum(p.numel() * p.element_size() for p in parameters), "of what is trained")
     made = [bytes_moved(p) * (1 + moments + 2 * (p.element_size() < 4)) for p in parameters]
     working = Term("working tensors", max(made, default=0), "the move of the largest tensor")
@@ -125,13 +125,14 @@ def of_update(parameters: Sequence[nn.Parameter], moments: int) -> Moment:
 
 
 def bytes_moved(parameter: nn.Parameter) -> int:
-    """A tensor of its size in the number type that an optimiser moves it in, at least float32."""
+    """The size of a tensor in the dtype in which an optimizer updates it, at least float32."""
     return parameter.numel() * max(4, parameter.element_size())
 
 
 def shares_kept(machine: Machine, device: str, packed: bool) -> tuple[float, float]:
-    """The shares of freed tensors that the C library keeps: of a forward, and of one with a gradient; 0 on CUDA, whose
-    peak is counted without them."""
+    """The shares of freed tensors that the C library keeps: of a forward, and of one with a gradient.
+
+    0 on CUDA, whose peak does not include them."""
     if device != "cpu":
         return 0.0, 0.0
     if packed:
@@ -140,7 +141,7 @@ def shares_kept(machine: Machine, device: str, packed: bool) -> tuple[float, flo
 
 
 def at_peak(held: Held, moments: Sequence[Moment]) -> tuple[Moment, tuple[Term, ...]]:
-    """The largest moment, and all terms of the memory then; those that are nothing are left out."""
+    """The largest moment, and all terms of the memory then, without those that are zero."""
     largest = max(moments, key=lambda one: one.size)
     terms = (
         Term("process", held.process, "Python and its libraries"),

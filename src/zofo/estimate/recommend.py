@@ -1,7 +1,7 @@
 """One configuration for some rows and a machine, with the reasons for each of its parts.
 
-The reasons are the measured tables of docs/choosing.md and docs/classify.md: where a gradient of an adapter fits into
-memory, first-order LoRA learned more from as many queries than any other method, and so it is what comes first.
+The reasons are the measured tables of docs/choosing.md and docs/classify.md: if a gradient of an adapter fits into
+memory, first-order LoRA learned more from as many queries than any other method, so it is the first choice.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ _LOADED = 20  # times that a byte of the weights is moved before the first step:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was seen of the rows.
+    """Facts about the rows.
 
     Args:
-        kind: of the task, as `zofo validate` calls it.
-        majority: share of the most frequent answer among the training rows; None where there are no labels.
-        longest: tokens of the longest row that was looked at.
-        usual: of the one in the middle.
-        cut: whether rows are longer than the model reads.
-        new_tokens: the most that are generated for a row; 0 where nothing is.
-        tasks: how many there are.
-        reading: seconds that all rows took, as text.
-        encoding: seconds that one took, as tokens.
+        kind: kind of the task, as `zofo validate` calls it.
+        majority: share of the most frequent answer among the training rows; None without labels.
+        longest: number of tokens of the longest row in the sample.
+        usual: number of tokens of the median row.
+        cut: whether rows are longer than the model allows.
+        new_tokens: maximum number of generated tokens per row; 0 for none.
+        tasks: number of tasks.
+        reading: time to read all rows, in seconds.
+        encoding: time to encode a row, in seconds.
     """
 
     kind: str
@@ -82,12 +82,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A configuration, and why.
+    """A configuration, and the reasons for it.
 
     Args:
-        tree: what differs from the defaults, as a YAML file has it.
-        seconds: expected time of the run, with its start and its evaluations; None where time is not known.
-        machine: whose constants say so.
+        tree: what differs from the defaults, as in a YAML file.
+        seconds: expected time of the run, including its start and its evaluations; None if unknown.
+        machine: the machine of the estimate's constants.
         enough: whether it fits into the memory.
     """
 
@@ -100,15 +100,15 @@ class Recommendation:
     enough: bool = True
 
     def to_yaml(self) -> str:
-        """The configuration as a file that `zofo train` runs, with the reasons as comments."""
+        """The configuration as a file for `zofo train`, with the reasons as comments."""
         lines = [f"# {reason}" for reason in self.reasons]
         return "\n".join(lines) + "\n" + format_yaml(self.tree)
 
     def write(self, file: Path) -> None:
-        """Write it as a new file.
+        """Write it to a new file.
 
         Raises:
-            ConfigError: it is no name of a YAML file, or there is one already.
+            ConfigError: it is not the name of a YAML file, or the file exists.
             RunError: it cannot be written.
         """
         check_new(file)
@@ -121,7 +121,7 @@ class Recommendation:
 
 
 def check_new(file: Path) -> None:
-    """Raises ConfigError for a file that a configuration cannot be written to: there is one, or it is no YAML."""
+    """Raise ConfigError for a file that exists, or is not the name of a YAML file."""
     if file.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{str(file)!r} is no name of a configuration", f"write {file.with_suffix('.yaml')}")
     if file.exists():
@@ -130,13 +130,13 @@ def check_new(file: Path) -> None:
 
 @dataclass
 class _Draft:
-    """A configuration that grows, with its reasons."""
+    """A configuration under construction, with its reasons."""
 
     tree: dict[str, Any]
     reasons: list[str] = field(default_factory=list)
 
     def set(self, reason: str, **keys: Any) -> None:
-        """Set some keys, whose dots are written as `__`, for a reason."""
+        """Set some keys, with `__` for dots, for a reason."""
         for key, value in keys.items():
             set_by_path(self.tree, key.split("__"), value)
         if reason:
@@ -144,7 +144,7 @@ class _Draft:
 
     @property
     def config(self) -> RunConfig:
-        """The whole configuration."""
+        """The complete configuration."""
         return read_config(**self.tree)
 
 
@@ -155,15 +155,15 @@ def recommend(
     remote_code: bool = False,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> Recommendation:
-    """One configuration that suits some rows, a model and a machine.
+    """A configuration for some rows, a model and a machine.
 
     Args:
-        tree: what is given: the rows (`task`) and perhaps the model, as a YAML file has them.
-        max_memory: in bytes; by default most of what is free.
-        seconds: that the run may take; by default as many as its steps need. Not used on CUDA: a reason says so.
+        tree: the rows (`task`) and optionally the model, as in a YAML file.
+        max_memory: limit in bytes; by default most of what is free.
+        seconds: time limit of the run; by default none. Ignored on CUDA, with a note.
 
     Raises:
-        ZofoError: what is wrong with the rows or the model; or the time is too short for one step and a score.
+        ZofoError: something is wrong with the rows or the model; or the time is too short for one step and a score.
     """
     draft = _Draft({key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()})
     config, machine = read_config(**draft.tree), known_machine()
@@ -210,7 +210,7 @@ def _with(config: RunConfig, batch: int) -> RunConfig:
 def _looked(
     task: Task, draft: _Draft, remote_code: bool, on_progress: Callable[[str], None]
 ) -> tuple[Facts, RowSource]:
-    """Count the rows, and look at the tokens of some of them; rows that are too long are to be cut."""
+    """Count the rows, and encode some of them; rows that are too long will be truncated."""
     config = draft.config
     splits: tuple[Split, ...] = ("train", *config.training.scored_splits)
     since = clock()
@@ -263,7 +263,7 @@ def _score(draft: _Draft, facts: Facts) -> None:
 
 
 def _method(draft: _Draft, fit: Fit, limit: int) -> None:
-    """Method, adapter, quantisation and batch, in the words of the tables."""
+    """Method, adapter, quantisation and batch, according to the tables."""
     for key in fit.keys:
         path, _, value = key.partition("=")
         set_by_path(draft.tree, path.split("."), parse_yaml(value))
@@ -290,10 +290,10 @@ def _method(draft: _Draft, fit: Fit, limit: int) -> None:
 
 @dataclass(frozen=True)
 class _Length:
-    """The length of the run that is proposed, what it costs, and the reason for it.
+    """The proposed length of the run, its cost, and the reason for it.
 
     Args:
-        seconds: that were given.
+        seconds: the given time limit.
     """
 
     wanted: Wanted
@@ -323,7 +323,7 @@ def _planned(facts: Facts, fit: Fit, config: RunConfig, seconds: float | None, m
 
 
 def _length(draft: _Draft, facts: Facts, length: _Length, lengths: Sequence[int]) -> None:
-    """Steps, and the rows that are scored; `lengths` are those of rows in tokens, in order."""
+    """Set the steps, and the rows that are scored; `lengths` are those of rows in tokens, sorted."""
     wanted, costs, plan, seconds = length.wanted, length.costs, length.plan, length.seconds
     if seconds is not None and costs is None:
         draft.reasons.append("time is not known on CUDA: --time was not used")
@@ -338,8 +338,9 @@ def _length(draft: _Draft, facts: Facts, length: _Length, lengths: Sequence[int]
 
 
 def _costs(facts: Facts, fit: Fit, machine: Machine) -> Costs | None:
-    """What the parts of the run take; None where time is not known. A generated answer takes a forward for its loss,
-    one for its prompt, and an eighth for each new token."""
+    """The time of the parts of the run; None if unknown.
+
+    A generated answer takes a forward for its loss, one for its prompt, and an eighth for each new token."""
     step, each = fit.estimate.seconds, fit.estimate.evaluation
     if not step or each is None:
         return None
@@ -350,7 +351,7 @@ def _costs(facts: Facts, fit: Fit, machine: Machine) -> Costs | None:
 
 
 def _wanted(facts: Facts, config: RunConfig, steps: int, batch: int) -> Wanted:
-    """What the run would do with all the time."""
+    """What the run would do without a time limit."""
     most, fewest = (_GENERATED, _FEWEST_GENERATED) if facts.new_tokens else (_EVALUATED, _FEWEST)
     tests = {False: 0.0, True: 1.0, "best": math.inf}[config.training.eval_on_test]
     scored = min(facts.rows["validation"], most)
@@ -358,7 +359,7 @@ def _wanted(facts: Facts, config: RunConfig, steps: int, batch: int) -> Wanted:
 
 
 def _scored(draft: _Draft, facts: Facts, length: _Length) -> None:
-    """The rows of each split, where not all of them are taken."""
+    """Set the rows of each split, if not all are used."""
     plan, wanted = length.plan, length.wanted
     there = facts.rows["validation"]
     why = "answers are generated token by token" if facts.new_tokens else "more would take time, and tell little more"

@@ -1,4 +1,4 @@
-"""What a run takes before it is made: the configured method, and the usual ways beside it."""
+"""The cost of a run before it is made: of the configured method, and of usual alternatives."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _SHAPE_ROWS = 1000  # training rows of a task that is not known
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run takes, and what other ways would.
+    """The cost of a run, and of alternatives.
 
     Args:
-        name: of the configured method.
-        beside: the others by name; an error's text where one cannot be.
-        rows: which rows it was estimated for, in words.
-        machine: whose constants were used, in words.
+        name: name of the configured method.
+        beside: the alternatives by name; the text of an error if one is impossible.
+        rows: the rows it was estimated for, in words.
+        machine: the machine of the constants, in words.
     """
 
     name: str
@@ -60,22 +60,21 @@ class RunEstimate:
 
 
 class RowSource:
-    """Examples for an estimate: those of the configured task where it is given and its rows are at hand, else random
-    ones.
+    """Examples for an estimate: of the configured task if its rows are available, otherwise random ones.
 
     Args:
-        config: of the run.
-        tokens: of each random example; None takes the task's rows.
-        answer: of these, how many are scored; one stands for a classification.
+        config: configuration of the run.
+        tokens: tokens per random example; None uses the task's rows.
+        answer: how many of these are scored; one means a classification.
         remote_code: allow the model's repository to run its own code.
 
     Attributes:
-        about: which rows they are, in words.
-        training: how many there are to train on.
-        lengths: of those that were read, in tokens, in order.
+        about: a description of the rows.
+        training: number of training rows.
+        lengths: lengths of the rows that were read, in tokens, sorted.
 
     Raises:
-        ZofoError: what is wrong with the task, its rows or the model.
+        ZofoError: something is wrong with the task, its rows or the model.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class RowSource:
 
     @functools.cached_property
     def seconds_per_row(self) -> float:
-        """That rows take to become tokens; 0.0 where none were read. They are made once more to find out."""
+        """Time to encode a row, measured by encoding them again; 0.0 if none were read."""
         if self._prepared is None:
             return 0.0
         since, rows = clock(), self._prepared.examples["train"]
@@ -123,12 +122,12 @@ class RowSource:
         return load_on_meta(model, self._remote_code, labels or (2 if head else None), with_tokenizer=False)
 
     def context(self, config: RunConfig, loaded: LoadedModel, size: int) -> tuple[TrainingContext, Rows]:
-        """What a method is given, on the meta device, and the examples that it is estimated for.
+        """A training context on the meta device, and the examples to estimate for.
 
         Args:
-            config: of the run, with the model and the method of one way.
+            config: configuration of the run, with the model and the method of one alternative.
             loaded: the shape of its model.
-            size: examples that are enough for a batch.
+            size: number of examples for a batch.
         """
         if self._prepared is None:
             return self._random(loaded, size)
@@ -170,13 +169,13 @@ class RowSource:
 
 
 def _alike(examples: Sequence[Any]) -> bool:
-    """Whether all take about as much: by their tokens, and by the positions whose logits are kept."""
+    """Whether all cost about the same, by their tokens and by the positions whose logits are needed."""
     counts = [one.length for one in examples], [one.logits_to_keep for one in examples]
     return all(max(some) <= _ALIKE * min(some) for some in counts)
 
 
 def _from(examples: Sequence[Any], place: int, size: int) -> Sequence[Any]:
-    """So many examples from a place on, or the last ones."""
+    """This many examples from an index on, or the last ones."""
     first = max(0, min(place, len(examples) - size))
     return examples[first : first + size]
 
@@ -192,9 +191,9 @@ def estimate_config(
     """The estimate of one configuration.
 
     Args:
-        config: with the model that is asked.
-        method: in place of the configuration's; None for a forward of its batch.
-        evaluation: whether the run's evaluation counts, too.
+        config: configuration with the model.
+        method: method instead of the configured one; None for a forward of its batch.
+        evaluation: whether to include the run's evaluation.
 
     Raises:
         ConfigError: an estimate does not know the method's passes.
@@ -231,10 +230,10 @@ def estimate_run(
     """Predict the peak memory and the time of a step of a run, from the shape of its model: no weights are read.
 
     Args:
-        tokens: of each of some random examples; by default the lengths of the task's rows, where a task is given.
-        answer: of these, how many are scored.
+        tokens: tokens per example, for random examples; by default the task's rows, if there is a task.
+        answer: how many of these are scored.
         device: `cpu` or `cuda`; by default what accelerate finds.
-        beside: whether the usual ways are estimated, too.
+        beside: whether to estimate the usual alternatives, too.
 
     Raises:
         ZofoError: a mistake in the configuration, the rows or the model.
@@ -257,7 +256,7 @@ def estimate_run(
 
 
 def way_of(config: RunConfig, way: str) -> tuple[RunConfig, MethodConfig | None]:
-    """A configuration with the model and the method of a way of `zofo bench memory`, and the batch of its own."""
+    """A configuration with the model and the method of a way of `zofo bench memory`, and its own batch."""
     keys = WAYS[way]
     plain = config.model.model_copy(update={"quantization": None, **keys.model})
     if keys.method is None:
@@ -268,7 +267,7 @@ def way_of(config: RunConfig, way: str) -> tuple[RunConfig, MethodConfig | None]
 
 
 def device_of(config: RunConfig, asked: str | None) -> str:
-    """`cpu` or `cuda`: what is asked for, what is configured, or what accelerate finds.
+    """`cpu` or `cuda`: as given, as configured, or what accelerate finds.
 
     Raises:
         ConfigError: another device.

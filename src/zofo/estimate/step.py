@@ -1,4 +1,4 @@
-"""What a step of a method takes, in memory and in work, from the model's shape alone."""
+"""The memory and work of a method's step, from the model's shape alone."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _OPERATIONS = 12  # that it takes for each tensor
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """What a step takes.
+    """The estimated cost of a step.
 
     Args:
-        terms: of the memory at its largest moment.
-        held_bytes: of the memory, what is held at every moment.
-        seconds: of a step; None where the machine's constants were not measured.
-        evaluation: seconds for an example that is scored; None likewise.
+        terms: terms of the memory at its peak.
+        held_bytes: the part of the memory that is always held.
+        seconds: time of a step; None if the machine's constants were not measured.
+        evaluation: time to score an example; None likewise.
     """
 
     terms: tuple[Term, ...]
@@ -56,21 +56,21 @@ class StepEstimate:
 
     @property
     def peak_bytes(self) -> int:
-        """The memory of the largest moment."""
+        """The peak memory."""
         return sum(term.size for term in self.terms)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The examples of a step.
+    """The examples for an estimate of a step.
 
     Args:
-        memory: those of the most memory, as `heaviest` gives them.
-        time: as long as the longest of a batch usually is, to which all of it are padded; by these time is.
-        training: how many there are to train on.
-        evaluated: as `memory`, with their last answers alone; empty for those of `memory`.
-        scored: of the mean length, by which the time of an evaluation is, whose batches hold rows of like lengths;
-            empty for `evaluated`.
+        memory: the examples that need the most memory, from `heaviest`.
+        time: examples as long as the longest of a typical batch, to which all are padded; used for the time.
+        training: number of training examples.
+        evaluated: as `memory`, with their last answers only; empty for the same.
+        scored: examples of mean length, used for the time of an evaluation, whose batches have similar lengths; empty
+            for `evaluated`.
     """
 
     memory: Sequence[Any]
@@ -81,9 +81,10 @@ class Rows:
 
 
 def heaviest(examples: Sequence[Any], size: int) -> list[Any]:
-    """So many of the longest examples, the second of them the one with the most logits, where that is not the first.
+    """This many of the longest examples, the second of them the one with the most logits, if that is not the first.
 
-    A batch is padded to its longest example, and keeps logits of as many positions as the example that needs most.
+    A batch is padded to its longest example, and computes logits at as many positions as the example that needs the
+    most.
     """
     longest = sorted(examples, key=lambda one: (-one.length, -one.logits_to_keep))
     most = max(longest, key=lambda one: one.logits_to_keep)
@@ -93,10 +94,10 @@ def heaviest(examples: Sequence[Any], size: int) -> list[Any]:
 
 
 def fillings(heavy: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """What a batch of so many examples is filled with where it may take the most memory.
+    """Batches of this many examples that may need the most memory.
 
     Args:
-        heavy: as `heaviest` gives them. A batch of one holds the longest, or that with the most logits.
+        heavy: the result of `heaviest`. A batch of one has the longest, or the one with the most logits.
     """
     both = len(heavy) > 1 and heavy[1].logits_to_keep > heavy[0].logits_to_keep
     return [heavy[:1], heavy[1:2]] if both and size == 1 else [heavy]
@@ -113,20 +114,20 @@ def estimate_step(
     device: str = "cpu",
     kl: bool = False,
 ) -> StepEstimate:
-    """Trace the passes of a step on tensors without numbers, and add up what they take.
+    """Trace the passes of a step on the meta device, and add up their memory and work.
 
     Args:
-        config: of the method; None for one forward of a batch.
+        config: configuration of the method; None for one forward of a batch.
         loaded: the model on the meta device; adapters are attached to it in place.
         context: its objective and batches.
-        rows: what the batches hold.
-        batch_size: of that one forward.
-        evaluated: examples a batch in evaluation; 0 leaves evaluation out.
-        kl: whether two more forwards of all points ask how far answers are from the base model's.
+        rows: the examples of the batches.
+        batch_size: batch size of that one forward.
+        evaluated: examples per batch in evaluation; 0 omits evaluation.
+        kl: whether to include two more forwards of all points, for the KL of answers from the base model.
 
     Raises:
-        ConfigError: an adapter does not suit the model, or the method's passes are not known.
-        ModelError: the weights stay in their files, and the method would move them.
+        ConfigError: an adapter does not fit the model, or the method's passes are not known. ModelError: the weights
+            are offloaded, and the method would move them.
     """
     model: Any = loaded.model
     packed, own = packed_numbers(model), weight_bytes(model)
@@ -165,8 +166,9 @@ def estimate_step(
 
 
 def known_passes(config: MethodConfig, rows: int, kl: bool = False) -> Sequence[Pass]:
-    """The passes of a step on some number of training rows, with those of a `kl` to the base model; raises ConfigError
-    for a method that does not tell them."""
+    """The passes of a step for a number of training rows, including those of a `kl` to the base model.
+
+    Raises ConfigError for a method that does not define them."""
     if passes := config.passes(rows):
         asked = [replace(one, times=2 * one.times, sweeps=0.0) for one in passes if one.gradient is None]
         return [*passes, *(asked if kl else [])]
@@ -174,10 +176,10 @@ def known_passes(config: MethodConfig, rows: int, kl: bool = False) -> Sequence[
 
 
 def _weights(model: nn.Module, passes: Sequence[Pass]) -> int:
-    """The size of the weights that are held: all of them, or the largest one of those that stay in their files.
+    """The size of the weights in memory: all of them, or the largest one if they are offloaded.
 
     Raises:
-        ModelError: these would be moved.
+        ModelError: offloaded weights would be moved.
     """
     if not is_offloaded(model):
         return weight_bytes(model)
@@ -195,7 +197,7 @@ def _movable(config: MethodConfig | None, model: nn.Module, passes: Sequence[Pas
 def _theta(
     passes: Sequence[Pass], weights: Sequence[nn.Parameter], adapters: PeftAdapters | None
 ) -> Sequence[nn.Parameter]:
-    """What zeroth-order steps move."""
+    """The tensors that zeroth-order steps move."""
     own = adapters is None or any(one.theta == "weights" for one in passes)
     return weights if own or adapters is None else adapters.parameters(adapters.names[0])
 
@@ -207,7 +209,8 @@ def _of_passes(
     shares: tuple[float, float],
     theta: Sequence[nn.Parameter],
 ) -> tuple[list[Moment], Work]:
-    """The moments of each pass, on the rows of the most memory; and the work of all, on rows of the usual length."""
+    """The moments of each pass, for the rows that need the most memory; and the total work, for rows of typical
+    length."""
     moments, work = list[Moment](), Work()
     for one in passes:
         found = [traced(one, some) for some in fillings(rows.memory, one.examples)]
@@ -227,18 +230,18 @@ def _dtype(loaded: LoadedModel) -> str:
 
 
 def _of_optimiser(trained: Sequence[nn.Parameter]) -> Work:
-    """Reading and writing what has a gradient."""
+    """The work of reading and writing everything with a gradient."""
     return Work(moved_bytes=_UPDATE * sum(map(_bytes, trained)), operations=_OPERATIONS * len(trained))
 
 
 def _of_sweeps(one: Pass, theta: Sequence[torch.Tensor]) -> Work:
-    """Reading and writing theta once, along a direction that is drawn unless the forward had its factors."""
+    """The work of a sweep over theta, along a direction that is drawn unless the forward had its factors."""
     drawn = 0 if one.carries else sum(tensor.numel() for tensor in theta)
     return Work(moved_bytes=2 * sum(map(_bytes, theta)), operations=2 * len(theta), drawn=drawn)
 
 
 def _attached(config: MethodConfig | None, model: Any, gradient: Pass | None) -> PeftAdapters | None:
-    """The adapters of a method, the one whose tensors are counted as moving the last, on the meta device."""
+    """Attach the adapters of a method on the meta device; the last one counts as the one that moves."""
     configs = [] if config is None else config.adapter_configs
     if not configs or config is None or (gradient is not None and gradient.gradient != "adapter"):
         return None
@@ -254,7 +257,7 @@ def _attached(config: MethodConfig | None, model: Any, gradient: Pass | None) ->
 
 
 def _trained(model: nn.Module, gradient: Pass | None, adapters: PeftAdapters | None) -> list[nn.Parameter]:
-    """What has a gradient."""
+    """The parameters with a gradient."""
     if gradient is None:
         return []
     if adapters is not None:
@@ -279,7 +282,7 @@ def _traced(
     one: Pass,
     rows: Sequence[Any],
 ) -> Trace:
-    """What one pass takes, on some examples; they are repeated where there are fewer than it holds."""
+    """The trace of one pass for some examples, which are repeated if there are too few."""
     chosen = [rows[number % len(rows)] for number in range(one.examples)]
     batch = batches.repeated(context.collate(chosen), one.points)
     objective = context.check_objective or context.objective

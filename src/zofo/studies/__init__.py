@@ -1,4 +1,4 @@
-"""Comparisons of methods."""
+"""Studies: comparisons of methods."""
 
 from zofo.studies.load import Study, read_study, study_names
 from zofo.studies.plan import Plan, plan_study

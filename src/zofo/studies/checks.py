@@ -1,4 +1,4 @@
-"""Whether the parts of a study fit together."""
+"""Consistency checks of a study."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _SET_BY_BUDGET = (
 
 
 def check(config: StudyConfig) -> None:
-    """Find out whether the parts of a study fit together.
+    """Check that the parts of a study are consistent.
 
     Raises:
-        ConfigError: names the key, and what to write there.
+        ConfigError: they are not; the message names the key, and what to write there.
     """
     _check_names(config)
     _check_trials(config)
@@ -46,7 +46,7 @@ def check(config: StudyConfig) -> None:
 
 
 def _check_names(config: StudyConfig) -> None:
-    """Raises ConfigError for a name that is unknown, or taken."""
+    """Raise ConfigError for a name that is unknown or duplicate."""
     if not config.methods:
         raise ConfigError("methods: a study without a method has no runs", "name one, or several to compare")
     final = {seed for method in config.methods.values() for seed in method.seeds or config.seeds}
@@ -90,7 +90,7 @@ def _check_names(config: StudyConfig) -> None:
 
 
 def _check_trials(config: StudyConfig) -> None:
-    """Raises ConfigError where methods have different numbers of trials, or trials and no search."""
+    """Raise ConfigError if methods have different numbers of trials, or there are trials but no search."""
     for name, contender in config.methods.items():
         if contender.tuned_by is not None:
             _check_tuned_by(config, name, contender.tuned_by)
@@ -110,7 +110,7 @@ def _check_trials(config: StudyConfig) -> None:
 
 
 def _check_tuned_by(config: StudyConfig, name: str, other: str) -> None:
-    """Raises ConfigError for a control of a method without trials, or one that also sets what the trials set."""
+    """Raise ConfigError for a control of a method without trials, or one that sets a key of the trials."""
     control, where = config.methods[name], f"methods.{name}.tuned_by"
     if other not in config.methods:
         hint = None if nearest(other, config.methods) else f"of a part of a study, keep {other!r}, too"

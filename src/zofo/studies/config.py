@@ -42,7 +42,7 @@ SEEDED = ("training.seed", "task.split_seed", "model.head_seed")
 
 
 def _distinct(given: Any) -> Any:
-    """Seeds as a file gives them, of which each must be a whole number, and another one: `true` would count as 1."""
+    """Seeds of a file, which must be distinct whole numbers; `true` would count as 1."""
     for seed in given if isinstance(given, list) else []:
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise ValueError(f"{seed!r} is no whole number; write for example seeds: [0, 1, 2]")
@@ -52,7 +52,7 @@ def _distinct(given: Any) -> Any:
 
 
 def _by_name(given: Any) -> Any:
-    """Names that YAML reads as numbers or truth values as text."""
+    """Names that YAML parses as numbers or booleans, as text."""
     return {str(name): one for name, one in given.items()} if isinstance(given, Mapping) else given
 
 
@@ -76,7 +76,7 @@ class Budget(Config):
 
     @property
     def training(self) -> Tree:
-        """The keys of a run's `training` that say so."""
+        """The keys of a run's `training` for this length."""
         return {"steps": self.steps} if self.queries is None else {"max_queries": self.queries}
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ class Search(Config):
 
 
 class Changes(Config):
-    """What some runs of a study are configured with, beside what is said elsewhere; keys may be nested or dotted."""
+    """Changes to the configuration of some runs of a study; keys may be nested or dotted."""
 
     method: Any = None
     """The method, or some of its keys."""
@@ -120,7 +120,7 @@ class Changes(Config):
 
     @property
     def tree(self) -> Tree:
-        """What was given of the groups."""
+        """The given groups."""
         return {group: getattr(self, group) for group in GROUPS if group in self.model_fields_set}
 
 
@@ -134,14 +134,14 @@ class AxisValue(Changes):
 
 
 class PretrainingRun(Changes):
-    """A run that methods start from, such as training on many tasks, over `model` and `training` of `defaults`."""
+    """A run that methods start from, such as training on many tasks, on top of `model` and `training` of `defaults`."""
 
     budget: Budget
     """Its length."""
 
 
 class MethodSpec(Changes):
-    """A method that is compared. Its configuration is merged into `defaults`."""
+    """A method to compare. Its configuration is merged into `defaults`."""
 
     trials: list[Changes] = []
     """Hyperparameters to try; empty for a method that is not searched."""
@@ -226,12 +226,12 @@ class StudyConfig(Config):
     """By name, what keys of the file, dotted, are for another machine, and `about`, what that is and takes."""
 
     def searched(self, name: str) -> str:
-        """The method whose trials a method uses: itself, or its `tuned_by`."""
+        """The method whose trials a method uses: its own, or those of `tuned_by`."""
         contender = self.methods.get(name)  # the untrained model is none
         return name if contender is None else contender.tuned_by or name
 
     def tried(self, name: str) -> list[Tree]:
-        """The trials that a method chooses from; empty where nothing is searched."""
+        """The trials that a method chooses from; empty without a search."""
         return [trial.tree for trial in self.methods[self.searched(name)].trials]
 
     def settings(self, name: str) -> list[str]:
@@ -243,13 +243,13 @@ class StudyConfig(Config):
         return [control for control, contender in self.methods.items() if contender.tuned_by == name]
 
     def levels(self) -> dict[str, AxisValue]:
-        """Every value of every axis by its place in the file; models and tasks are axes too."""
+        """Every value of every axis by its path in the file; models and tasks are axes too."""
         axes = {"models": self.models, "tasks": self.tasks}
         axes |= {f"axes.{axis}": values for axis, values in self.axes.items()}
         return {f"{axis}.{name}": level for axis, values in axes.items() for name, level in values.items()}
 
     def trees(self) -> list[tuple[str, Tree]]:
-        """All that goes into a run, with its place in the file."""
+        """All configuration parts of runs, with their path in the file."""
         found: list[tuple[str, Changes]] = [("defaults", self.defaults), *self.levels().items()]
         found += [(f"pretraining.{name}", start) for name, start in self.pretraining.items()]
         for place, level in self.levels().items():
@@ -259,7 +259,7 @@ class StudyConfig(Config):
         return [(place, one.tree) for place, one in found]
 
     def with_each(self, change: Callable[[Any], Any]) -> StudyConfig:
-        """The study with `defaults` and every level and start changed."""
+        """A copy with `defaults` and every level and start mapped."""
 
         def each(section: Mapping[str, Any]) -> dict[str, Any]:
             return {name: change(one) for name, one in section.items()}
@@ -271,7 +271,7 @@ class StudyConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _spelled_out(cls, given: Any) -> Any:
-        """A key with nothing after it is as if it were left out, and a name alone is the model or task of that name."""
+        """Drop keys without a value, and expand a name alone to the model or task of that name."""
         if not isinstance(given, Mapping):
             return given
         made = {str(key): value for key, value in given.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Figures of a study: loss and score along the runs, against what they cost in true queries."""
+"""Figures of a study: loss and score along the runs, over their true number of queries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Line:
     Args:
         mean: over the seeds, at each x.
         seeds: how many runs it is the mean of.
-        ended: how many runs ended before the line does not go on.
+        ended: how many runs ended early, so that the line stops.
     """
 
     method: str
@@ -49,17 +49,17 @@ class Line:
 
 
 def draw(curves: pd.DataFrame, results: pd.DataFrame, config: StudyConfig, folder: Path) -> list[Path]:
-    """Draw the curves of the final runs: for each model a file of losses, and one of scores where these are no losses;
-    and one of the losses of the inner problem, where the methods have one.
+    """Draw the curves of the final runs.
 
-    A file has a panel for each task and each value of further axes, and in it a line for each method: the mean over
-    seeds, with a band. A method that is evaluated once only, such as the untrained model, is a horizontal line. A line
-    ends where the first of its runs does. The same data give the same bytes.
+    For each model one file of losses, one of scores unless these are losses, and one of the losses of the inner problem
+    if methods have one. A file has a panel for each task and each value of further axes, with a line for each method:
+    the mean over seeds, with a band. A method that is evaluated only once, such as the untrained model, is a horizontal
+    line. A line ends where the first of its runs does. The same data give the same bytes.
 
     Args:
-        curves: an evaluation a row: method, model, task, a column an axis, seed, trial, steps, queries, split, loss,
-            score.
-        results: a run a row, with the name of its `metric`.
+        curves: one row per evaluation: method, model, task, a column per axis, seed, trial, steps, queries, split,
+            loss, score.
+        results: one row per run, with the name of its `metric`.
         config: the study, for the names of its axes and methods and the options of the figure.
 
     Returns:
@@ -93,21 +93,21 @@ def draw(curves: pd.DataFrame, results: pd.DataFrame, config: StudyConfig, folde
 
 
 def _of_one_split(curves: pd.DataFrame, what: str, split: str | None) -> pd.DataFrame:
-    """The evaluations that a figure shows."""
+    """The evaluations for a figure."""
     there = list(curves["split"].unique())
     wanted = [split] if split else ["train", "validation"] if what == "loss" else ["validation", "train"]
     return curves[curves["split"] == next((name for name in wanted if name in there), there[0])]
 
 
 def _panels(curves: pd.DataFrame, axes: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Each panel's title and evaluations, in the order in which they come."""
+    """Each panel's title and evaluations, in order of appearance."""
     columns = ["task", *axes]
     for values, part in curves.groupby(columns, sort=False, dropna=False):
         yield ", ".join(filter(None, [values[0], *map(" ".join, zip(axes, values[1:], strict=True))])), part
 
 
 def _lines(curves: pd.DataFrame, what: str, methods: Sequence[str], options: FigureConfig) -> list[Line]:
-    """A line for each method that has a finite number to show."""
+    """A line for each method with a finite value."""
     lines = []
     finite = curves[curves[what].map(math.isfinite)]
     for method in methods:
@@ -157,7 +157,7 @@ def _draw_file(
 
 
 def _draw_line(axes: Axes, line: Line, place: int) -> Any:
-    """The line in the colour that the method has in all panels; what it returns stands for it in the legend."""
+    """Draw a line in its method's colour, the same in all panels; returns its legend handle."""
     colour, dash = _COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS) % len(_DASHES)]
     if len(line.x) < 2:
         return axes.axhline(line.mean[0] if line.mean else math.nan, color=colour, linestyle=dash, linewidth=0.9)
@@ -169,7 +169,7 @@ def _draw_line(axes: Axes, line: Line, place: int) -> Any:
 
 
 def _scale(axes: Axes, lines: Sequence[Line], label: str) -> None:
-    """Logarithmic axes where the numbers go over more than a decade and a half; the start, at 0, keeps its place."""
+    """Logarithmic axes if values span more than a decade and a half; the start, at 0, stays visible."""
     x = [value for line in lines for value in line.x if value > 0]
     if x and max(x) > _LOG_FROM * min(x):
         first, last = math.floor(math.log10(min(x))), math.floor(math.log10(max(x)))
@@ -188,7 +188,7 @@ def _scale(axes: Axes, lines: Sequence[Line], label: str) -> None:
 
 
 def _top(lines: Sequence[Line]) -> float:
-    """The largest loss that a panel shows."""
+    """The largest loss to show in a panel."""
     starts = [line.mean[0] for line in lines if line.mean]
     return _TALLEST * max(starts) if starts and max(starts) > 0 else math.inf
 
@@ -198,7 +198,7 @@ def _leaves(line: Line, top: float) -> bool:
 
 
 def _caption(panels: dict[str, list[Line]], label: str, options: FigureConfig) -> str:
-    """What the lines and bands are."""
+    """The explanation of lines and bands."""
     lines = [line for panel in panels.values() for line in panel]
     seeds = sorted({line.seeds for line in lines})
     over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"

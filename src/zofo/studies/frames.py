@@ -1,4 +1,4 @@
-"""The results of a study as data frames, and how numbers are written."""
+"""The results of a study as data frames, and number formats."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 def result_frame(
     config: StudyConfig, runs: Sequence[StudyRun], outcomes: Outcomes, choices: Choices
 ) -> pandas.DataFrame:
-    """A row for each run that is done, trials among them; and below a final run one for each further model that it
-    leaves, with its scores, whose method is called as in `row_name`.
+    """One row per finished run, including trials, followed by one for each further model of a final run.
+
+    The method of such a row is named as in `row_name`.
 
     Columns: `method, model, task`, the axes, `seed, trial` (whether it is one), `setting` (of the trial, or chosen),
-    `chosen` (whether that setting was), `metric`, `score` and `majority` on the split that is compared, loss and score
-    on validation and test, `steps, forwards, backwards, queries, seconds` of training, the same of evaluation,
+    `chosen` (whether that setting was), `metric`, `score` and `majority` on the compared split, loss and score on
+    validation and test, `steps, forwards, backwards, queries, seconds` of training, the same of evaluation,
     `peak_bytes` of the process, `treatment_...` (see `zofo.training.treatment`; the gradient's first and last),
     `failed` (the message) and `run` (the folder).
     """
@@ -51,7 +52,7 @@ def result_frame(
 
 
 def curve_frame(config: StudyConfig, runs: Sequence[StudyRun], outcomes: Outcomes) -> pandas.DataFrame:
-    """A row for each evaluation along a run.
+    """One row per evaluation along a run.
 
     Columns: `method, model, task`, the axes, `seed, trial`, then `steps, queries, split, loss, score`.
     """
@@ -63,7 +64,7 @@ def curve_frame(config: StudyConfig, runs: Sequence[StudyRun], outcomes: Outcome
 
 
 def write_frames(results: pandas.DataFrame, curves: pandas.DataFrame, folder: Path) -> None:
-    """Write `results.csv`, `results.parquet` and `curves.csv`. Raises RunError: the folder cannot be written."""
+    """Write `results.csv`, `results.parquet` and `curves.csv`. Raises RunError if the folder cannot be written."""
     try:
         results.to_csv(folder / "results.csv", index=False)
         results.to_parquet(folder / "results.parquet", index=False)
@@ -73,7 +74,7 @@ def write_frames(results: pandas.DataFrame, curves: pandas.DataFrame, folder: Pa
 
 
 def _ends(treatment: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a treatment, those at its start and end by names of their own."""
+    """The values of a treatment, with separate names for those at its start and end."""
     flat: dict[str, Any] = {}
     for name, value in treatment.items():
         flat |= {f"{name}_first": value[0], f"{name}_last": value[1]} if isinstance(value, list) else {name: value}
@@ -90,7 +91,7 @@ def _place(config: StudyConfig, run: StudyRun) -> dict[str, Any]:
 
 
 def row_name(method: str, variant: str | None) -> str:
-    """The row of a method in the tables, or of another model of its runs: `bilevel, lower adapter`."""
+    """The name of a method's row in tables, or of another model of its runs: `bilevel, lower adapter`."""
     return method if not variant else f"{method}, {variant.replace('_', ' ')}"
 
 
@@ -116,10 +117,10 @@ def as_time(seconds: float) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
-    """A table in Markdown, its columns aligned.
+    """A Markdown table with aligned columns.
 
     Args:
-        texts: how many columns, from the first, hold texts; the others hold numbers, which stand to the right.
+        texts: number of leading columns with texts; the others have numbers, and are right-aligned.
     """
     cells = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]

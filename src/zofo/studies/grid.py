@@ -23,7 +23,7 @@ _EXECUTIONS: dict[str, Executor] = {"task": TaskRuns(), "problem": ProblemRuns()
 
 
 def execution_of(tree: Mapping[str, Any]) -> Executor:
-    """How the runs of a tree are made: on a problem where it names one, else on a task."""
+    """How the run of a configuration is made: on a toy problem if it names one, else on a task."""
     return _EXECUTIONS["problem" if "problem" in tree else "task"]
 
 
@@ -31,7 +31,7 @@ class Grid:
     """All runs of a study, validated.
 
     Raises:
-        ConfigError: some run could not be configured; names the method, the place and the key.
+        ConfigError: a run cannot be configured; the message names the method, the place and the key.
     """
 
     def __init__(self, config: StudyConfig) -> None:
@@ -82,8 +82,9 @@ class Grid:
         return self.config.methods[name].seeds or self.config.seeds
 
     def trial_budget(self, name: str) -> Budget:
-        """Length of a trial of a method: that of the search, or the method's own budget where that is shorter; with
-        `same_share` it is to the method's own budget as that of the search is to the study's."""
+        """Length of a method's trials: that of the search, or the method's own budget if that is shorter.
+
+        With `same_share` it has the same ratio to the method's own budget as the search's to the study's."""
         search, own, whole = self.config.search, self.config.methods[name].budget, self.config.budget
         assert search is not None
         unit = "queries" if whole.queries is not None else "steps"
@@ -96,13 +97,13 @@ class Grid:
         """The final runs of a method in a cell.
 
         Args:
-            chosen: the trial whose setting they have, of the method or of its `tuned_by`; without meaning where there
-                is none.
+            chosen: the trial whose setting they use, of the method or of its `tuned_by`; ignored if there are no
+                trials.
         """
         return [self._run(name, cell, seed, None, chosen) for seed in self.seeds(name)]
 
     def _check_methods_used(self) -> None:
-        """Raises ConfigError for a method that is in no cell, or in one in which nothing is chosen for it."""
+        """Raise ConfigError for a method that is in no cell, or in one in which nothing is chosen for it."""
         for name in self.config.methods.keys() - {name for name, _ in self.entries}:
             raise ConfigError(f"methods.{name} is left out of every cell", "take it out of the study")
         for name, cell in self.entries:
@@ -114,7 +115,7 @@ class Grid:
                 )
 
     def _check_distinct_trials(self) -> None:
-        """Raises ConfigError for a setting that is tried twice: the method would have fewer trials than others."""
+        """Raise ConfigError for a duplicate setting: the method would have fewer trials than others."""
         seen: dict[tuple[str, Cell, int, str], int] = {}
         for run in self.trials:
             number = (run.trial or 0) + 1
@@ -154,7 +155,7 @@ class Grid:
         return list(itertools.product(*(axis.items() for axis in axes)))
 
     def _cells(self) -> Iterator[tuple[Cell, list[AxisValue]]]:
-        """Every cell, with what its model, its task and its axes change."""
+        """Every cell, with the changes of its model, its task and its axes."""
         for chosen in self._combinations():
             (model, _), (task, _), *axes = chosen
             levels = [level for _, level in chosen]
@@ -170,7 +171,7 @@ class Grid:
         return all(level.methods.get(name, {}) is not None for level in self.cells[cell])
 
     def _starting_run(self, name: str, cell: Cell) -> str | None:
-        """What a method starts from in a cell."""
+        """The run that a method starts from in a cell."""
         own = [level.init_from for level in self.cells[cell] if level.init_from is not None]
         return own[-1] if own else self.config.methods[name].init_from
 
@@ -194,13 +195,13 @@ class Grid:
         return replace(self._complete_run(name, cell, seed, trial, tree, f"{where}, {cell}"), setting=number)
 
     def _named(self, name: str, number: int) -> str:
-        """A method with one of its settings, in messages."""
+        """A method with one of its settings, for messages."""
         other = self.config.methods[name].tuned_by
         trial = f", trial {number + 1}" + (f" of {other}" if other is not None else "")
         return f"methods.{name}" + (trial if self.config.tried(name) else "")
 
     def _layers(self, name: str, cell: Cell, number: int) -> list[tuple[str, Tree]]:
-        """What a run of a method is made of, the last one winning, each with the keys that lead to it in the file."""
+        """The layers of a run's configuration, the last one winning, each with its path in the file."""
         places = [f"models.{cell.model}", f"tasks.{cell.task}"]
         places += [f"axes.{axis}.{value}" for axis, value in zip(self.config.axes, cell.axes, strict=True)]
         common, own = [], []
@@ -220,10 +221,10 @@ class Grid:
         ]
 
     def where(self, run: StudyRun, key: str) -> str:
-        """The place in the study's file that sets a key of a run; else a name of the run.
+        """The place in the study's file that sets a key of a run; otherwise the name of the run.
 
         Args:
-            key: dotted, as a run's configuration has it; empty for the run as a whole.
+            key: dotted key of the run's configuration; empty for the run as a whole.
         """
         if run in self.starts:
             return f"pretraining.{run.method.removeprefix('start ')}.{key}".rstrip(".")
@@ -236,10 +237,10 @@ class Grid:
         return f"{name if own else self._named(run.method, run.setting)}, {run.cell}"
 
     def check(self) -> None:
-        """Find out what takes no time to find out, of every method, setting and cell at once.
+        """Do all fast checks of every method, setting and cell at once.
 
         Raises:
-            ZofoError: names each key of the study's file that is at fault, or the run where no single one is.
+            ZofoError: something is wrong; the message names each faulty key of the study's file, or else the run.
         """
         found: dict[str, ZofoError] = {}
         for run in self.one_of_each:
@@ -252,7 +253,7 @@ class Grid:
             raise first
 
     def _zero_shot(self, cell: Cell, seed: int) -> StudyRun:
-        """The untrained model: what is said about methods does not concern it, nor does the budget."""
+        """The runs of the untrained model, to which options of methods and the budget do not apply."""
         levels = (_without_method(level.tree) for level in self.cells[cell])
         written = merge_trees(_without_method(self.config.defaults.tree), *levels)
         # of training, only how it is scored
@@ -267,7 +268,7 @@ class Grid:
         return StudyRun(name, cell, seed, trial, _complete(execution, tree, where), execution)
 
     def _scored(self, evaluations: int) -> Tree:
-        """How a final run is scored. The test split is scored only by runs that nothing is chosen from."""
+        """How a final run is scored. Runs that something is chosen from never score the test split."""
         if self.config.split != "test":
             return {"num_evals": evaluations}
         return {"num_evals": evaluations, "eval_on_test": "best" if self.config.checkpoint == "best" else True}
@@ -288,7 +289,7 @@ def _without_method(tree: Mapping[str, Any]) -> Tree:
 
 
 def _shorter(search: Budget, own: Budget | None) -> Budget:
-    """The shorter of two budgets of the same unit; the first where the units differ."""
+    """The shorter of two budgets of the same unit; the first if the units differ."""
     for unit in ("queries", "steps"):
         if own is not None and None not in (getattr(search, unit), getattr(own, unit)):
             return min(search, own, key=attrgetter(unit))

@@ -1,4 +1,4 @@
-"""Reading a study: a file or a packaged one, with what the command line says on top."""
+"""Load a study: a file or a packaged one, with overrides from the command line."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _FILES = (
 
 @dataclass(frozen=True)
 class Study:
-    """A study that was read.
+    """A loaded study.
 
     Args:
-        name: of its file, without the ending; its results go to a folder of that name unless told otherwise.
-        notes: what a reader should know, such as tasks that are left out.
+        name: name of its file, without extension; by default its results go to a folder of that name.
+        notes: messages to the user, such as tasks that were skipped.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Study:
 
 @cache
 def study_names() -> dict[str, str]:
-    """The packaged studies, with a line on each and its sizes."""
+    """The packaged studies, with one line about each and its sizes."""
     found = {}
     for file in sorted(files(__package__).joinpath("files").iterdir(), key=lambda file: file.name):
         if file.name.endswith(_YAML):
@@ -65,19 +65,18 @@ def read_study(
     skip_missing: bool = False,
     size: str | None = None,
 ) -> Study:
-    """Read a study and find its mistakes; nothing is run.
+    """Read and check a study; nothing is run.
 
     Args:
         name: a YAML file, or a packaged study.
         overrides: `key=value` over the keys of the file, such as `seeds=[0]` or `defaults.task.max_rows=50`.
-        data: a folder that holds a folder for each task; for tasks that name no data of their own.
-        skip_missing: leave out tasks whose folder is not there.
-        size: one of the file's `sizes`, over which overrides are laid; it becomes a part of the study's name.
+        data: a folder with a subfolder for each task, for tasks that name no data.
+        skip_missing: skip tasks whose folder does not exist.
+        size: one of the file's `sizes`, applied before the overrides; it becomes a part of the study's name.
 
     Raises:
-        UnknownNameError: neither a file nor a packaged study.
-        ConfigError: names the file, the key and the nearest right one.
-        DataError: the folder of a task is not there.
+        UnknownNameError: neither a file nor a packaged study. ConfigError: the study is invalid; the message names the
+            file and the key, and suggests the nearest valid one. DataError: the folder of a task does not exist.
     """
     content, folder, short = _content(str(name))
     if not isinstance(content, Mapping):
@@ -105,7 +104,7 @@ def read_study(
 
 
 def _content(name: str) -> tuple[Any, Path, str]:
-    """What a study's file holds, the folder that its paths are relative to, and the study's name."""
+    """The content of a study's file, the folder that its paths are relative to, and the study's name."""
     path = Path(name)
     if path.suffix in _YAML:
         if not path.is_file():
@@ -118,7 +117,7 @@ def _content(name: str) -> tuple[Any, Path, str]:
 
 
 def _of_size(content: Mapping[str, Any], size: str, notes: list[str]) -> list[tuple[list[str], Any]]:
-    """The keys that a size changes, with their values; what the file says about it goes to the notes."""
+    """The keys that a size changes, with their values; its description goes to the notes."""
     sizes = content.get("sizes") or {}
     if size not in sizes:
         hint = None if sizes else "its file has no sizes; change its keys with --set"
@@ -130,7 +129,7 @@ def _of_size(content: Mapping[str, Any], size: str, notes: list[str]) -> list[tu
 
 
 def _with_whole_names(tree: Any, path: Sequence[str]) -> list[str]:
-    """The path with each name of the file that has dots, such as `lr 0.1`, as one part; of several the longest."""
+    """The path with each name of the file that contains dots, such as `lr 0.1`, as one part; the longest match wins."""
     made: list[str] = []
     while path:
         there = {str(key): one for key, one in tree.items()} if isinstance(tree, Mapping) else {}
@@ -142,7 +141,7 @@ def _with_whole_names(tree: Any, path: Sequence[str]) -> list[str]:
 
 
 def _set(tree: Tree, path: Sequence[str], value: Any) -> None:
-    """Set a key of the file; one of a run's configuration is laid over what stands there, nested or dotted."""
+    """Set a key of the file; a key of a run's configuration is merged, nested or dotted."""
     first = {"defaults": 1, "axes": 3}.get(path[0], 2)  # where the configuration of runs may begin
     end = next((i for i in range(first, len(path)) if path[i] in GROUPS), len(path) - 1)
     holder = tree
@@ -163,7 +162,7 @@ def _set(tree: Tree, path: Sequence[str], value: Any) -> None:
 
 
 def _keep(config: StudyConfig, path: Sequence[str], names: Sequence[str]) -> StudyConfig:
-    """Leave out all methods, models, tasks or values of an axis but some."""
+    """Keep only some methods, models, tasks or values of an axis."""
     section = config.axes if path[0] == "axes" else {path[0]: getattr(config, path[0])}
     there = section.get(path[-1], {})
     for name in names:
@@ -174,7 +173,7 @@ def _keep(config: StudyConfig, path: Sequence[str], names: Sequence[str]) -> Stu
         return config.model_copy(update={"axes": {**config.axes, path[-1]: kept}})
 
     def without(one: Any) -> Any:
-        """A level, without what it says of methods that are left out."""
+        """A level without its entries for methods that were removed."""
         if path[0] != "methods" or not isinstance(one, AxisValue):
             return one
         own = {name: change for name, change in one.methods.items() if name in kept or name not in there}
@@ -184,7 +183,7 @@ def _keep(config: StudyConfig, path: Sequence[str], names: Sequence[str]) -> Stu
 
 
 def _located(tree: Tree, folder: Path) -> Tree:
-    """The tree with paths relative to the study's file made absolute; others are as from the working folder."""
+    """The tree with paths relative to the study's file made absolute; others stay relative to the working folder."""
     made = merge_trees(tree)
     for group, key in _FILES:
         value = get_by_path(tree, f"{group}.{key}")
@@ -201,7 +200,7 @@ def _located(tree: Tree, folder: Path) -> Tree:
 
 
 def _with_data(study: Study, data: Path | None, skip_missing: bool) -> Study:
-    """The study with a folder for each task that names none, and without tasks whose folder is missing, if allowed."""
+    """The study with a folder for each task that names none, without tasks whose folder is missing, if allowed."""
     config, base, tasks = study.config, study.config.defaults.tree, dict(study.config.tasks)
     notes = list(study.notes)
     for name, level in config.tasks.items():
@@ -233,8 +232,9 @@ def _with_data(study: Study, data: Path | None, skip_missing: bool) -> Study:
 
 
 def _in_folder(base: Tree, tree: Tree, name: str, data: Path | None) -> Tree:
-    """A task's tree with its folder of all data, unless it names data of its own or brings them; with no name, that of
-    several tasks, whose folders are those of all data."""
+    """A task's configuration with its folder in the data folder, unless it has its own data.
+
+    Several tasks without a name get the data folder itself."""
     whole = merge_trees(base, tree)
     if data is None or get_by_path(whole, "task.data_dir") is not None or get_by_path(whole, "task.data") is not None:
         return tree

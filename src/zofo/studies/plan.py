@@ -1,4 +1,4 @@
-"""What a study would cost: its runs, their queries, and hours estimated from a few steps."""
+"""The cost of a study: its runs, their queries, and hours estimated from a few steps."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class PlanRow:
 
     Args:
         done: how many of both are done.
-        trial_queries: queries of a trial; None where unknown.
-        final_queries: queries of a final run; None where unknown.
-        seconds: time of the runs that are not done; None where nothing similar could be timed.
+        trial_queries: queries of a trial; None if unknown.
+        final_queries: queries of a final run; None if unknown.
+        seconds: time of the remaining runs; None if nothing similar could be timed.
     """
 
     method: str
@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Estimated time of the runs that are not done."""
+        """Estimated time of the remaining runs."""
         return sum(row.seconds or 0.0 for row in self.rows) / self.jobs
 
     def table(self) -> Table:
@@ -119,15 +119,15 @@ def plan_study(
     on_progress: Callable[[str], None] = lambda text: None,
     limit: float = _SECONDS,
 ) -> Plan:
-    """The runs of a study and what those that are not done would take. Nothing is written.
+    """The runs of a study and the cost of the remaining ones. Nothing is written.
 
-    Each method is built in each cell and makes a few steps, which give seconds a query; a run takes its queries times
-    that, and its evaluations. When the time for this is over, the seconds a query of a method are those of the cells in
-    which it was timed, preferably of the same model.
+    Each method is built in each cell and makes a few steps, which give seconds per query; a run takes its queries times
+    that, plus its evaluations. After the time limit, the seconds per query of a method are taken from cells in which it
+    was timed, preferably with the same model.
 
     Args:
-        folder: of the study, whose finished runs are counted out.
-        limit: seconds after which nothing more is timed.
+        folder: folder of the study, whose finished runs are excluded.
+        limit: time limit in seconds for timing.
 
     Raises:
         ZofoError: mistakes in the study; none of its runs is timed.
@@ -161,13 +161,13 @@ def plan_study(
 
 
 def _each_model_early(places: list[Place]) -> list[Place]:
-    """The places in an order in which each method is early timed with each model."""
+    """An order of the places in which each method is timed with each model early."""
     alike = {place[:2]: [other for other in places if other[:2] == place[:2]] for place in places}
     return sorted(places, key=lambda place: alike[place[:2]].index(place))
 
 
 def _cost(costs: Costs, place: Place, trial: bool) -> CostEstimate | None:
-    """The cost in this cell; else the mean over cells of the same method, if possible with the same model."""
+    """The cost in this cell; otherwise the mean over cells of the same method, preferably with the same model."""
     for shared in (3, 2, 1):
         near = [cost for (*key, of), cost in costs.items() if of == trial and tuple(key[:shared]) == place[:shared]]
         if near:
@@ -195,7 +195,7 @@ def _row(place: Place, runs: list[StudyRun], left: list[StudyRun], costs: Costs,
 
 
 def _queries(runs: list[StudyRun], trial: bool, cost: CostEstimate | None) -> int | None:
-    """Queries of a run: counted, or else its budget, of which whole steps may leave a rest."""
+    """Queries of a run: counted, or its budget, which whole steps may not use up."""
     if cost is not None:
         return cost.queries
     return next((run.tree["training"]["max_queries"] for run in runs if (run.trial is not None) == trial), None)

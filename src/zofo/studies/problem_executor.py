@@ -53,7 +53,7 @@ class ProblemRun(Config):
 
 
 class ProblemRuns(Executor):
-    """A run is made in memory; its folder holds the outcome alone."""
+    """A run made in memory; its folder contains only the outcome."""
 
     def config(self, tree: Mapping[str, Any]) -> ProblemRun:
         return parse_model(ProblemRun, dict(tree))
@@ -62,7 +62,7 @@ class ProblemRuns(Executor):
         return config.problem.name if column == "task" else ""
 
     def faults(self, config: ProblemRun) -> Iterator[ConfigFault]:
-        """Check that problem and method can be built, and that the budget pays for a step."""
+        """Check that problem and method can be built, and that the budget allows a step."""
         try:
             steps_of(_built(config)[1], config)
         except ZofoError as error:
@@ -106,7 +106,7 @@ class ProblemRuns(Executor):
         )
 
     def identity(self, config: ProblemRun, remote_code: bool, test: bool, load: Loading) -> Identity:
-        """Empty: a problem is made of its configuration alone."""
+        """Empty: a problem depends on its configuration alone."""
         return Identity()
 
     def curve(self, folder: Path) -> list[dict[str, Any]]:
@@ -138,7 +138,7 @@ _POINTS = "curve.jsonl"
 
 
 class _Scoring:
-    """Scores a method as it stands, and writes each point down, so that a run that fails has a curve too."""
+    """Scores the current model, and records each point, so that a failed run has a curve too."""
 
     def __init__(self, problem: Problem, method: Method, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -147,7 +147,7 @@ class _Scoring:
         self.curve: list[dict[str, Any]] = []
 
     def score(self, split: str, steps: int) -> dict[str, float]:
-        """Loss and score of a split. Raises NonFiniteError: either is not finite."""
+        """Loss and score of a split. Raises NonFiniteError if either is not finite."""
         start = time.perf_counter()
         with self._method.using(self._method.variants[0]), counting_forwards(self._method.model, self.counts):
             found = self._problem.evaluate(self._method.model, split)

@@ -1,4 +1,4 @@
-"""Making the runs of a study, one after the other or several at a time."""
+"""Make the runs of a study, one after the other or several at a time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _begin(threads: int, begun: Any) -> None:
 
 
 def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
-    """Make one run and write its outcome; one that an error ends has failed."""
+    """Make one run and write its outcome; a run that raises an error has failed."""
     path, execution = Path(folder), execution_of(tree)
     for tell in _tell:
         tell((os.getpid(), path.name))
@@ -58,7 +58,7 @@ def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
 
 
 def _perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
-    """The same in a process of a pool, which SIGTERM ends once the run is saved: else it would take the next run."""
+    """The same in a worker process. SIGTERM ends it once the run is saved; otherwise it would take the next run."""
     try:
         perform(tree, folder, remote_code)
     except Interrupted:
@@ -67,10 +67,10 @@ def _perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
 
 
 class Workers:
-    """Makes runs, one after the other in this process, or several at a time in processes that end when this one does.
+    """Makes runs, one after the other in this process, or several at a time in worker processes.
 
-    It is a context: when it is left by an error or an interrupt, runs that are being made are given up. While it is
-    open, SIGTERM and Ctrl-C raise Interrupted; a run that is at its end is kept first.
+    A context manager: when it exits by an error or an interrupt, running runs are stopped. Inside, SIGTERM and Ctrl-C
+    raise Interrupted; a run that is just finishing is saved first.
     """
 
     def __init__(self, jobs: int, remote_code: bool) -> None:
@@ -95,10 +95,10 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
 
     def make(self, runs: Sequence[StudyRun], store: Store) -> Iterator[StudyRun]:
-        """Make runs, and give each back when it is over.
+        """Make runs, and yield each when it is finished.
 
         Args:
-            runs: none of which is done.
+            runs: runs that are not done yet.
 
         Raises:
             RunError: a process died.
@@ -143,7 +143,7 @@ class Workers:
 
 
 def _who_died(children: Iterable[BaseProcess], at: Mapping[int | None, str]) -> str:
-    """Which run a process was at that has ended by itself, and by what; the pool ends the others with SIGTERM."""
+    """Which run's process ended by itself, and how; the pool ends the others with SIGTERM."""
     died = ((child.pid, child.exitcode) for child in children if child.exitcode not in (None, 0, -signal.SIGTERM))
     process, code = next(died, (None, -signal.SIGTERM))
     by = signal.Signals(-code).name if code is not None and -code in list(signal.Signals) else f"exit code {code}"
@@ -154,7 +154,7 @@ def _who_died(children: Iterable[BaseProcess], at: Mapping[int | None, str]) -> 
 
 @contextmanager
 def _starting() -> Iterator[None]:
-    """What keeps the system from starting processes is said; their locks are in shared memory, which may be missing."""
+    """Context that explains why processes cannot be started; their locks are in shared memory, which may be missing."""
     try:
         yield
     except (OSError, ImportError, EOFError) as error:

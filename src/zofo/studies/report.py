@@ -1,4 +1,4 @@
-"""`report.md`: what a study found, how its settings were chosen, and what failed."""
+"""`report.md`: the results of a study, how settings were chosen, and what failed."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def write_results(
     outdated: Mapping[str, str] | None = None,
     dropped: Sequence[str] = (),
 ) -> None:
-    """Write the tables, the figures that the study asks for, and the report.
+    """Write the tables, the configured figures, and the report.
 
     Args:
-        runs: trials, and the final runs that are known.
+        runs: trials, and the known final runs.
         outdated: results that were made again, by folder: what has changed; None for none.
-        dropped: results of runs that the study had once, by folder.
+        dropped: results of runs that are no longer in the study, by folder.
 
     Raises:
         RunError: the folder cannot be written.
@@ -76,7 +76,7 @@ def write_results(
 
 
 def _about(study: Study, runs: Sequence[StudyRun], outcomes: Outcomes, choices: Choices) -> dict[str, Any]:
-    """What the template says of the methods, of the runs that are done, and of how settings were chosen."""
+    """The template's variables about methods, finished runs, and the choice of settings."""
     config, digests = study.config, dict.fromkeys(run.digest for run in runs)
     done = [outcomes[digest] for digest in digests if digest in outcomes]
     methods = [[name, format_overrides(one.tree) + _whose_setting(one)] for name, one in config.methods.items()]
@@ -121,7 +121,7 @@ def _whose_setting(method: MethodSpec) -> str:
 
 
 def _trial_budgets(grid: Grid) -> list[str]:
-    """The length of a trial of methods for which it is another than for the rest."""
+    """The length of trials of methods for which it differs from the others."""
     config = grid.config
     searched = [name for name, method in config.methods.items() if method.trials and config.search]
     budgets = {name: grid.trial_budget(name) for name in searched}
@@ -129,7 +129,7 @@ def _trial_budgets(grid: Grid) -> list[str]:
 
 
 def _trials(config: StudyConfig, choices: Choices) -> str:
-    """A row for each setting of each method in each cell; of the chosen one, which keys are at an edge of the grid."""
+    """A row for each setting of each method in each cell; for the chosen one, which keys are at an edge of the grid."""
     rows = []
     for choice in choices.values():
         place = [choice.method, str(choice.cell)]
@@ -151,7 +151,7 @@ def _waiting(grid: Grid, choice: Selection) -> str:
 
 
 def _starts(starts: Sequence[StudyRun], outcomes: Outcomes) -> str:
-    """The runs that methods start from, and what they took, which no table of scores counts."""
+    """The runs that methods start from, and their cost, which no table of scores includes."""
     rows = []
     for run in starts:
         outcome = outcomes.get(run.digest)
@@ -177,7 +177,7 @@ def _failures(runs: Sequence[StudyRun], outcomes: Outcomes) -> str:
 
 
 def _warnings(runs: Sequence[StudyRun], outcomes: Outcomes) -> str:
-    """What runs warned of at their ends, such as that training diverged though a score is known."""
+    """Warnings of finished runs, such as that training diverged though there is a score."""
     told = [(run, outcomes[run.digest].conclusions) for run in runs if run.digest in outcomes]
     mark = "warning: "
     rows = [[str(run), line.removeprefix(mark)] for run, lines in told for line in lines if line.startswith(mark)]

@@ -1,4 +1,4 @@
-"""The tables of a report: scores of every method on every task, and how they differ from those of one method."""
+"""The tables of a report: scores of every method on every task, and their differences from those of one method."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Finals(NamedTuple):
     """The final runs of one method in one cell.
 
     Args:
-        scores: by seed, of the runs that neither failed nor diverged.
-        state: of how many runs they are and how the others ended; empty where all have a score.
-        ended: whether a run has no score for another reason than that it is not done.
+        scores: scores by seed, of the runs that neither failed nor diverged.
+        state: number of these runs and how the others ended; empty if all have a score.
+        ended: whether a finished run has no score.
     """
 
     scores: dict[int, float]
@@ -43,8 +43,8 @@ class Scores:
     """The scores of final runs by method, cell and seed.
 
     Args:
-        choices: of settings; a method of which every trial diverged has no final run, and one of which a trial has to
-            be made again has none yet.
+        choices: the chosen settings. A method whose trials all diverged has no final run; one with a trial to be made
+            again has none yet.
     """
 
     def __init__(self, grid: Grid, finals: Sequence[StudyRun], outcomes: Outcomes, choices: Choices) -> None:
@@ -65,7 +65,8 @@ class Scores:
             yield ", ".join(([model] if model else []) + axes), cells
 
     def contrasts(self, axis: str) -> Iterator[tuple[Cell, Cell, str, str]]:
-        """Pairs of cells, at the first value of an axis and at another one; what both share; and the other value."""
+        """Pairs of cells, at the first value of an axis and at another one; the values they share; and the other
+        value."""
         place, (first, *others) = list(self._config.axes).index(axis), self._config.axes[axis]
         for cell in self._grid.cells:
             before, after = cell.axes[:place], cell.axes[place + 1 :]
@@ -80,21 +81,20 @@ class Scores:
 
     @property
     def usual_runs(self) -> int:
-        """Runs in a mean whose cell gives no number."""
+        """Number of runs in a mean, for cells without a number."""
         return len(self._config.seeds)
 
     def outcomes(self, method: str, cell: Cell) -> dict[int, Outcome]:
-        """The outcomes that are done, by seed."""
+        """The finished outcomes by seed."""
         return self._done.get((method, cell), {})
 
     def variants(self, method: str, cells: Sequence[Cell]) -> list[str]:
-        """The further models that a method's runs leave, such as its lower adapter."""
+        """The further models of a method's runs, such as its lower adapter."""
         done = (one for cell in cells for one in self.outcomes(method, cell).values())
         return list(dict.fromkeys(variant for one in done for variant in one.variants))
 
     def finals(self, method: str, cell: Cell, variant: str | None = None, endpoint: str = "score") -> Finals:
-        """The final runs of a method, with the scores, or losses, of the first model that they leave or a further
-        one."""
+        """The final runs of a method, with the scores, or losses, of their first model or a further one."""
         done, split = self.outcomes(method, cell), self._config.split
         diverged = {seed for seed, one in done.items() if one.diverged(self._loss_before(cell, seed, one))}
         scored = {seed: one for seed, one in done.items() if split in one.scores and seed not in diverged}
@@ -112,18 +112,18 @@ class Scores:
         return Finals(scores, state, bool(diverged or failed))
 
     def _loss_before(self, cell: Cell, seed: int, run: Outcome) -> float | None:
-        """Loss on validation before training: the first point of the run, or else that of the untrained model."""
+        """Loss on validation before training: the first point of the run, or that of the untrained model."""
         untrained = self.outcomes(ZERO_SHOT, cell).get(seed)
         if run.loss_before is not None or untrained is None:
             return run.loss_before
         return untrained.scores.get("validation", {}).get("loss")
 
     def any_ended(self, cells: Sequence[Cell]) -> bool:
-        """Whether runs of the table have no score, for another reason than that they are not done."""
+        """Whether a finished run of the table has no score."""
         return any(self.finals(method, cell).ended for method in self.methods for cell in cells)
 
     def majority(self, cell: Cell) -> float | None:
-        """The mean score of the most frequent label, since a seed may draw the split; None where it is not known."""
+        """The mean score of the most frequent label, since a seed may draw the split; None if unknown."""
         found = {}
         for method in self.methods:
             for seed, one in self.outcomes(method, cell).items():
@@ -132,41 +132,42 @@ class Scores:
         return mean(found.values()) if found else None
 
     def metric(self, cell: Cell) -> tuple[str, int]:
-        """Name of the score, the same for all methods on a task; and 1 where more of it is better, else -1."""
+        """Name of the score, the same for all methods on a task; and 1 if higher is better, else -1."""
         found = (one for method in self.methods for one in self.outcomes(method, cell).values() if one.metric)
         first = next(found, Outcome())
         return first.metric, 1 if first.higher_is_better else -1
 
     def score_title(self, cell: Cell) -> str:
-        """Name of the score, with the label that it is of where it is of one; ? where nothing is done."""
+        """Name of the score, with its label if it is for a single one; ? if nothing is done."""
         done = [one for method in self.methods for one in self.outcomes(method, cell).values() if one.metric]
         return max((one.score_title for one in done), key=len, default="?")
 
     def endpoints(self, cells: Sequence[Cell], reference: str) -> list[str]:
-        """What differences from a method are taken of: the score, and the loss where that is another number, and the
-        same quantity as that of any other method."""
+        """The endpoints of differences from a method: the score, and the loss if that is another number.
+
+        The loss must be the same quantity as for another method."""
         others = [method for method in self.methods if method != reference]
         alike = any(self.same_loss(method, reference, cell) for method in others for cell in cells)
         shares = any(is_share(self.metric(cell)[0]) for cell in cells)
         return ["score", "loss"] if shares and alike else ["score"]
 
     def same_loss(self, method: str, reference: str, cell: Cell) -> bool:
-        """Whether losses of two methods are of the same quantity: of answers, or with `channel` of prompts, say."""
+        """Whether losses of two methods are the same quantity: of answers or, with `channel`, of prompts."""
         runs = [run for name in (method, reference) for run in self.outcomes(name, cell).values() if not run.failed]
         return len({get_by_path(run.config, "task.scoring") for run in runs}) < 2
 
     def losses_differ(self, cells: Sequence[Cell], reference: str) -> bool:
-        """Whether some losses are not compared with those of a method, since they are another quantity."""
+        """Whether some losses cannot be compared with those of a method, since they are another quantity."""
         places = [(method, cell) for method in self.methods for cell in cells]
         return not all(self.same_loss(method, reference, cell) for method, cell in places)
 
     def comparable(self, cells: Sequence[Cell]) -> bool:
-        """Whether an average over these tasks has a meaning."""
+        """Whether an average over these tasks is meaningful."""
         return len(cells) > 1 and all(is_share(self.metric(cell)[0]) for cell in cells)
 
 
 def score_table(scores: Scores, cells: Sequence[Cell]) -> str:
-    """A row for each method and each further model that it leaves, a column for each task, and what one run took."""
+    """A row for each method and each further model, a column for each task, and the cost of one run."""
     metrics = [scores.metric(cell)[0] for cell in cells]
     average = ["average"] if scores.comparable(cells) else []
     tasks = [f"{cell.task} ({scores.score_title(cell)})" for cell in cells]
@@ -204,7 +205,7 @@ def _with_interval(one: Interval, metric: str, signed: bool = False) -> str:
 
 
 def _average(found: Sequence[Mapping[int, float]], usual: int) -> str:
-    """The mean over tasks of each seed, then over seeds; none where a run is missing."""
+    """The mean over tasks for each seed, then over seeds; none if a run is missing."""
     seeds = sorted(found[0])
     if not seeds or any(sorted(one) != seeds for one in found):
         return "-"
@@ -224,8 +225,9 @@ def _took(scores: Scores, method: str, cells: Sequence[Cell]) -> list[str]:
 
 
 def treatment_table(scores: Scores, cells: Sequence[Cell]) -> str:
-    """How strong the treatment of theta was, by method and task: means over the runs that measured it, and of their
-    standard errors, where these are known; else nothing."""
+    """The strength of the treatment of theta, by method and task, if it was measured.
+
+    Means over the runs that measured it and, where known, of their standard errors."""
     rows = []
     for method in scores.methods:
         for cell in cells:
@@ -250,7 +252,7 @@ def _with_error(found: Sequence[Mapping[str, Any]], name: str, at: int | None = 
 
 
 def _mean_of(found: Sequence[Mapping[str, Any]], name: str, at: int | None = None) -> float | None:
-    """The mean over runs of a value, or of one end of it; None where a run does not know it."""
+    """The mean over runs of a value, or of one end of it; None if a run lacks it."""
     values: list[Any] = [one.get(name) for one in found]
     if at is not None:
         values = [None if ends is None else ends[at] for ends in values]
@@ -265,18 +267,19 @@ Pairs = list[tuple[float, float]]
 
 
 def _pairs(first: Mapping[int, float], second: Mapping[int, float], sign: int = 1) -> Pairs:
-    """Scores of the same seed, turned by the sign."""
+    """Scores of the same seed, multiplied by the sign."""
     return [(sign * first[seed], sign * second[seed]) for seed in sorted(first.keys() & second.keys())]
 
 
 def difference_tables(
     scores: Scores, cells: Sequence[Cell], reference: str, margins: Mapping[str, float | None] | None = None
 ) -> tuple[dict[str, str], int]:
-    """How every method differs from one of them, on each task and on all of them together: a table for each endpoint;
-    and the number of tests. The t-tests of single tasks are corrected for their number in all tables together.
+    """How every method differs from one of them, on each task and on all tasks together: one table per endpoint.
+
+    Also returns the number of tests. The t-tests of single tasks are corrected for their number in all tables together.
 
     Args:
-        margins: by endpoint, differences within which count as equal.
+        margins: for each endpoint, differences within which methods count as equal.
     """
     found = {
         endpoint: list(_differences(scores, cells, reference, (margins or {}).get(endpoint), endpoint))
@@ -295,10 +298,10 @@ def difference_tables(
 def _differences(
     scores: Scores, cells: Sequence[Cell], reference: str, margin: float | None, endpoint: str
 ) -> Iterator[tuple[list[str], float | None, bool]]:
-    """The rows of a table; for each, p of its t-test where that is one to correct, and whether there is a test.
+    """The rows of a table; for each, p of its t-test if it is one to correct, and whether there is a test.
 
     Args:
-        endpoint: score or loss; a loss is turned by its sign, so that + is better for both.
+        endpoint: score or loss; the sign of a loss is flipped, so that + is better for both.
     """
     pooled = len(cells) > 1
     metrics = [scores.metric(cell) if endpoint == "score" else ("loss", -1) for cell in cells]
@@ -336,7 +339,7 @@ def contrast_table(scores: Scores, axis: str, reference: str | None = None) -> t
     """How each method's scores differ between the first value of an axis and the others; and the number of tests.
 
     Args:
-        reference: a method, from whose difference that of each other method is told apart, too: the interaction.
+        reference: a method whose difference is compared with that of each other method: the interaction.
     """
     rows, tests = [], 0
     for method in scores.methods:
@@ -362,6 +365,6 @@ def contrast_table(scores: Scores, axis: str, reference: str | None = None) -> t
 
 
 def _effects(scores: Scores, method: str, first: Cell, other: Cell) -> dict[int, float]:
-    """The score of each seed in a cell less that in another one."""
+    """The score of each seed in a cell minus that in another one."""
     one, two = (scores.finals(method, cell).scores for cell in (first, other))
     return {seed: one[seed] - two[seed] for seed in one.keys() & two.keys()}

@@ -27,26 +27,27 @@ INNER = "inner"
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one run. It is written when the run ends; a run without it has not ended.
+    """The outcome of one run, written when the run ends.
 
     Args:
-        config: the whole configuration of the run; entered when the outcome is written.
-        scores: of each split that was scored after the last step: "score", "loss", and "majority" where there is one.
+        config: the complete configuration of the run; set when the outcome is written.
+        scores: for each split scored after the last step: "score", "loss", and "majority" if there is one.
         counts: forwards, backwards and queries of training.
-        evaluation: the same of all scoring, where it was counted.
-        seconds: of training alone.
-        curve: an evaluation each, in order: steps, queries, split, loss, score; then, without a score, the loss of the
-            inner problem along the run, where there is one.
-        failed: kind, message and, where there is one, hint of the error that ended the run, or None.
-        variants: of each further model that the run leaves, such as the lower adapter of a bilevel run, what `scores`
-            has of the first one; empty in outcomes of older versions, too.
+        evaluation: the same for all scoring, if counted.
+        seconds: time of training alone.
+        curve: evaluations in order: steps, queries, split, loss, score; then, without a score, the loss of the inner
+            problem along the run, if there is one.
+        failed: kind, message and possibly hint of the error that ended the run, or None.
+        variants: as `scores`, for each further model of the run, such as the lower adapter of a bilevel run; also empty
+            in outcomes of older versions.
         folder: name of the folder that it was read from.
-        identity: what the run was made from, by content, as `Identity` has it; of an older version, what
-            environment.json holds of it; empty of a problem.
-        peak_bytes: the most memory in use, with that of measuring the treatment; 0 where it is not known.
-        treatment: how strong it was, where that was measured, as summary.json has it.
-        conclusions: what the run said at its end, such as that it diverged.
-        positive_label: of which label the metric is, where it is of one; empty in outcomes of older versions.
+        identity: what the run was made from, by content, as in `Identity`; for an older version, from environment.json;
+            empty for a problem.
+        peak_bytes: peak memory, including measurements of the treatment; 0 if unknown.
+        treatment: strength of the treatment, if measured, as in summary.json.
+        conclusions: messages of the run at its end, such as that it diverged.
+        positive_label: the label that the metric is for, if it is for a single one; empty in outcomes of older
+            versions.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class Outcome:
 
     @property
     def score_title(self) -> str:
-        """The metric as people read it, with the label that it is of, as far as that is known."""
+        """The metric for people, with its label, as far as that is known."""
         return score_name(self.metric, self.positive_label or get_by_path(self.config, "task.positive_label") or "")
 
     @property
@@ -84,23 +85,25 @@ class Outcome:
 
     @property
     def is_final(self) -> bool:
-        """Whether it would end the same way again: it succeeded or diverged; other failures may have been fixed."""
+        """Whether it would end the same way again: it succeeded or diverged; the causes of other failures may be
+        gone."""
         return self.failed is None or self.diverged_nonfinite
 
     @property
     def loss_before(self) -> float | None:
-        """Its loss on validation before the first step; None where that is not a point of its curve."""
+        """Its loss on validation before the first step; None if its curve has no such point."""
         points = (point for point in self.curve if point["steps"] == 0 and point["split"] == "validation")
         return next((point["loss"] for point in points), None)
 
     def diverged(self, before: float | None) -> bool:
-        """Whether it diverged: a loss was not finite, or the last is over `BLOWN_UP` times the loss before training.
+        """Whether it diverged: a loss was not finite, or the last one is over `BLOWN_UP` times the loss before
+        training.
 
-        Both count alike: which one happens depends on the number type.
+        Both count alike: which one happens depends on the dtype.
 
         Args:
-            before: loss on validation of the untrained model; None where it is not known, so that only a loss that is
-                not finite tells. Losses of 0 or less, such as minus a score, have no such factor.
+            before: loss on validation of the untrained model; None if unknown, so that only a non-finite loss counts.
+                Losses of 0 or less, such as minus a score, are not tested for the factor.
         """
         after = self.scores.get("validation", {}).get("loss")
         if self.failed is not None or after is None:
@@ -113,15 +116,15 @@ class Outcome:
         return -value if by == "score" and self.higher_is_better else value
 
     def write(self, folder: Path) -> None:
-        """Write it into the folder of the run, whole or not at all."""
+        """Write it to the folder of the run, atomically."""
         atomic_write_text(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Outcome | None:
-        """The outcome in a folder; None where the run has not ended.
+        """Read the outcome in a folder; None if the run has not ended.
 
         Raises:
-            RunError: the file was changed by something else.
+            RunError: something else has changed the file.
         """
         path = folder / FILE
         if not path.is_file():
@@ -149,7 +152,7 @@ class Outcome:
 
 
 def made_from(folder: Path) -> dict[str, Any]:
-    """The content of model and data of the run in a folder; empty where there is no record.
+    """The content of model and data of the run in a folder; empty if there is no record.
 
     Raises:
         RunError: the record is damaged.

@@ -1,4 +1,4 @@
-"""Running a study: trials first, then the final runs of the settings they chose; at any time from where it was."""
+"""Run a study: first trials, then final runs of the chosen settings; it can be stopped and resumed at any time."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from zofo.training.progress import log_console, say
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study has found so far.
+    """The results of a study so far.
 
     Args:
-        folder: with `report.md`, `results.csv`, `results.parquet`, `curves.csv`, and a folder for each run.
-        done: how many of its runs are done.
+        folder: folder with `report.md`, `results.csv`, `results.parquet`, `curves.csv`, and a subfolder for each run.
+        done: number of finished runs.
         failed: how many of these failed.
-        missing: how many are not done.
+        missing: number of runs that are not done.
     """
 
     folder: Path
@@ -45,22 +45,22 @@ class StudyResult:
 def run_study(
     study: Study, folder: Path, console: Console | None = None, jobs: int = 1, remote_code: bool = False
 ) -> StudyResult:
-    """Make all runs of a study that are not done, and write its results.
+    """Make all remaining runs of a study, and write its results.
 
-    Trials are made first. In each cell the setting of each method with the best mean on validation is chosen, and final
-    runs are made with it. A run that fails is recorded, and the others go on; the final runs of a method wait where one
-    of its trials failed by accident, until that is made again.
+    Trials are made first. In each cell the setting of each method with the best mean on validation is chosen for the
+    final runs. A failed run is recorded, and the others continue; if a trial failed for an external reason, the final
+    runs of its method wait until it is made again.
 
     Args:
-        folder: of the study; runs that are done there are kept.
+        folder: folder of the study; its finished runs are kept.
         console: where progress is shown; by default nowhere.
-        jobs: runs at a time, each in a process of its own; 1 makes them in this one.
+        jobs: number of runs at a time, each in its own process; 1 makes them in this one.
 
     Returns:
         What was found.
 
     Raises:
-        ZofoError: a mistake in the study, found before anything runs; the folder is not to be had; or every run failed.
+        ZofoError: a mistake in the study, found before anything runs; the folder cannot be used; or every run failed.
     """
     grid = study.grid
     console, content = console or log_console(), content_of(study, folder, remote_code)
@@ -89,11 +89,11 @@ def run_study(
 
 
 def report_study(study: Study, folder: Path) -> StudyResult:
-    """Write the results of the runs that are done, and make none.
+    """Write the results of the finished runs, and make none.
 
     Raises:
-        RunError: no study there, an outcome is damaged, or the folder cannot be written; or there are results, and
-            none of them is of the study as it is now: the report of them stays.
+        RunError: there is no study, an outcome is damaged, or the folder cannot be written; or all results belong to an
+            earlier version of the study, whose report is kept.
     """
     store, grid = Store(folder), study.grid
     store.check_study(study.name)
@@ -125,8 +125,8 @@ def content_of(study: Study, folder: Path, remote_code: bool) -> Content:
 
 
 def known_runs(grid: Grid, store: Store) -> tuple[dict[str, StudyRun], dict[str, Outcome]]:
-    """Starts, trials, and final runs by digest, those of the first setting where none is chosen yet; and the outcomes
-    of those that are done."""
+    """Starts, trials, and final runs by digest, with the first setting if none is chosen yet; and the finished
+    outcomes."""
     outcomes = store.outcomes([*grid.starts, *grid.trials])
     chosen = final_runs(grid, choices_of(grid, outcomes))
     known = {(run.method, run.cell) for run in chosen}
@@ -138,7 +138,7 @@ def known_runs(grid: Grid, store: Store) -> tuple[dict[str, StudyRun], dict[str,
 
 
 class _Progress:
-    """Makes runs, remembers what came of them, and says so, a line each."""
+    """Makes runs, records their outcomes, and prints a line about each."""
 
     def __init__(self, console: Console, store: Store, grid: Grid) -> None:
         self._console, self._store = console, store
@@ -150,7 +150,7 @@ class _Progress:
         self._seconds, self._made = 0.0, 0
 
     def begin(self, study: Study, changed: bool, content: Content) -> None:
-        """Say what there is to do, and what of the kept runs is no longer so or is not known."""
+        """Print what there is to do, and which kept results are outdated or unknown."""
         for note in study.notes:
             self._say(note)
         if changed and self._done < self._total:
@@ -176,7 +176,7 @@ class _Progress:
             last = now
 
     def waiting(self, study: Study, choices: Iterable[Selection]) -> None:
-        """Say which final runs are not made yet, and why."""
+        """Print which final runs are not made yet, and why."""
         for choice in choices:
             if choice.transient_failure is not None:
                 controls = "".join(f" and those of {name}" for name in study.config.controls(choice.method))
@@ -186,7 +186,7 @@ class _Progress:
                 )
 
     def _over(self, run: StudyRun, seconds: float) -> None:
-        """Read what came of a run, say it, and remove the weights that nobody needs."""
+        """Read the outcome of a run, print it, and delete weights that are not needed."""
         outcome = self._store.outcome(run, compared=False)
         assert outcome is not None
         self.outcomes[run.digest] = outcome
@@ -199,7 +199,7 @@ class _Progress:
         self._say(f"[{self._done}/{self._total}] {run}: {_describe(outcome)}{left}")
 
     def interrupted(self) -> None:
-        """Say what is done, and how to go on."""
+        """Print what is done, and how to resume."""
         kept = f"{self._done} of {self._total} runs are done and kept in {self._store.folder}"
         self._say(f"interrupted: {kept}; type the same again to go on")
 
@@ -212,13 +212,13 @@ class _Progress:
 
 
 def _work(run: StudyRun) -> int:
-    """How much of the study's time a run takes, in no unit: its queries, or else its steps."""
+    """The relative amount of work of a run, in no unit: its queries, or else its steps."""
     training = run.tree["training"]
     return int(training["max_queries"] or training["steps"])
 
 
 def _describe(outcome: Outcome) -> str:
-    """What came of a run, in a few words."""
+    """The outcome of a run in a few words."""
     if outcome.failed:
         hint = outcome.failed.get("hint")
         return f"failed: {outcome.failed['message']}" + (f"; hint: {hint}" if hint else "")

@@ -1,4 +1,4 @@
-"""The choice of each method's hyperparameters from its trials, on validation alone."""
+"""Choose each method's hyperparameters from its trials, on validation alone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class TrialResult:
     """One setting and the result of its trials.
 
     Args:
-        setting: what it is, as `key=value`.
-        done: whether all of its trials are, and none failed.
-        state: "failed" where anything but its loss ended a trial, so that it says nothing of the setting and is made
-            again; "diverged", which is the worst that a setting can come to; "not done"; or empty.
-        message: of the trial that failed or diverged.
-        loss: mean on validation over the seeds; None where a trial has none.
-        score: the same of the score.
-        key: lower for the better setting; None where it cannot be chosen.
+        setting: the setting, as `key=value`.
+        done: whether all of its trials are done, and none failed.
+        state: "failed" if anything but its loss ended a trial, which will be made again; "diverged", the worst result
+            of a setting; "not done"; or empty.
+        message: message of the trial that failed or diverged.
+        loss: mean loss on validation over the seeds; None if a trial has none.
+        score: mean score, likewise.
+        key: lower for the better setting; None if it cannot be chosen.
     """
 
     setting: str
@@ -47,8 +47,8 @@ class Selection:
     """The settings of a method in one cell.
 
     Args:
-        trials: in the order of the file.
-        chosen: number of the best, from 0; None where every one diverged, or some are not done.
+        trials: the trials in the order of the file.
+        chosen: index of the best; None if all diverged, or some are not done.
     """
 
     method: str
@@ -63,7 +63,7 @@ class Selection:
 
     @property
     def transient_failure(self) -> str | None:
-        """What the final runs wait for: the message of the first trial that has to be made again; None without one."""
+        """The message of the first trial that must be made again before the final runs; None without one."""
         return next((trial.message for trial in self.trials if trial.state == "failed"), None)
 
 
@@ -74,14 +74,13 @@ Choices = Mapping[tuple[str, Cell], Selection]
 def choices_of(grid: Grid, outcomes: Outcomes) -> Choices:
     """The choice in every cell for every method with trials.
 
-    argmin over settings of (1 / seeds) sum over seeds of the loss on validation (or of minus the score), both after the
-    last step of the trial. Of equal scores the lower loss is chosen, and of equal ones the first. A setting of which a
-    trial diverged is the worst and not chosen.
-    Nothing is chosen while a trial is not done or was ended by an accident: fewer settings would be compared than for
-    other methods.
+    argmin over settings of (1 / seeds) sum over seeds of the loss on validation (or of minus the score), after the last
+    step of the trial. For equal scores the lower loss is chosen, then the first setting. A setting with a diverged
+    trial is not chosen. Nothing is chosen while a trial is not done or failed for an external reason: fewer settings
+    would be compared than for other methods.
 
     Args:
-        outcomes: of its trials; the scores of other splits in them are not looked at.
+        outcomes: outcomes of its trials; scores of other splits are not used.
     """
     by = grid.config.search.metric if grid.config.search else "loss"
     found = {}
@@ -96,7 +95,7 @@ def choices_of(grid: Grid, outcomes: Outcomes) -> Choices:
 
 
 def _rank(trial: TrialResult) -> tuple[float, float]:
-    """Lower for the better of two settings; a loss that is not finite is worse than any."""
+    """A number that is lower for the better of two settings; a non-finite loss is worse than any."""
     key, loss = trial.key, trial.loss
     return (math.inf if key is None else key, loss if loss is not None and math.isfinite(loss) else math.inf)
 
@@ -118,7 +117,7 @@ def _result(setting: str, runs: list[StudyRun], outcomes: Outcomes, by: str) -> 
 
 
 def final_runs(grid: Grid, choices: Choices) -> list[StudyRun]:
-    """The final runs whose setting is known: chosen, or the only one; the untrained model's first."""
+    """The final runs with a known setting, chosen or the only one; the untrained model's first."""
     found = list(grid.zero_shots)
     for name, cell in grid.entries:
         choice = choices.get((grid.config.searched(name), cell))
@@ -129,8 +128,9 @@ def final_runs(grid: Grid, choices: Choices) -> list[StudyRun]:
 
 
 def edges_of(tried: Sequence[Tree], chosen: int) -> list[str]:
-    """The keys whose chosen value is the smallest or the largest number of those that were tried: a better one may lie
-    beyond it."""
+    """The keys whose chosen value is the smallest or largest of those tried.
+
+    A better value may lie beyond."""
     values: dict[str, set[float]] = {}
     for tree in tried:
         for key, value in flatten(tree):
@@ -145,7 +145,7 @@ def edges_of(tried: Sequence[Tree], chosen: int) -> list[str]:
 
 
 def _number(value: Any) -> float | None:
-    """A value as a number, also as YAML reads `1e-3`, which is text to it; None for any other."""
+    """A value as a number, including text such as `1e-3`, which YAML reads as text; None for any other."""
     try:
         return None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The folder of a study: whose it is, who works in it, which runs are done, and whether they would end the same now."""
+"""The folder of a study: its owner, its lock, its finished runs, and whether these are up to date."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _STUDY, _LOCK, _WHY = "study.json", "study.lock", "what-changed.txt"
 
 
 class Store:
-    """The folder of a study: `study.json` says which, `runs/` holds a folder for each run.
+    """The folder of a study: `study.json` identifies it, `runs/` has a folder for each run.
 
     Args:
-        folder: made by `claim` where it does not exist.
-        content: what runs would be made from now; a result of something else is none. None takes all as they are.
-        warn: told of what a stopped run has left that is damaged and is not used.
+        folder: the folder; `claim` creates it if necessary.
+        content: what runs would be made from now; results of anything else do not count. None accepts all.
+        warn: called for damaged files of a stopped run, which are not used.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Store:
         """What has changed since a kept result was made, by digest."""
 
     def claim(self, name: str, config: Any) -> bool:
-        """Take the folder for a study.
+        """Claim the folder for a study.
 
         Returns:
-            Whether the study was another one when it was last run here.
+            Whether the study has changed since it was last run here.
 
         Raises:
-            RunError: the folder is another study's or something else, or cannot be written.
+            RunError: the folder belongs to another study or is something else, or cannot be written.
         """
         content = json.loads(json.dumps({"study": name, "config": config}))  # as it will be read: keys are text
         try:
@@ -66,7 +66,7 @@ class Store:
         return bool(before != content)
 
     def check_study(self, name: str) -> dict[str, Any]:
-        """What is known of the study in the folder; raises RunError where it holds none, or another."""
+        """The record of the study in the folder; raises RunError if there is none, or another one."""
         if not (self.folder / _STUDY).is_file():
             raise RunError(f"{str(self.folder)!r} holds no study", "run it first, without --report-only")
         content = read_json_object(self.folder / _STUDY)
@@ -76,19 +76,20 @@ class Store:
         return content
 
     def _check_no_foreign_files(self) -> None:
-        """Raises RunError for a folder in which there is something, and no study."""
+        """Raise RunError for a non-empty folder without a study."""
         if not self.folder.is_dir() or (self.folder / _STUDY).is_file():
             return
         if any(entry.name != _LOCK for entry in self.folder.iterdir()):
             raise RunError(f"{str(self.folder)!r} exists and holds no study", "choose another folder with --out")
 
     def outcome(self, run: StudyRun, compared: bool = True) -> Outcome | None:
-        """What came of a run; None where it has not been made, or was made from something else than there is now.
+        """The outcome of a run; None if it has not been made, or was made from something else than there is now.
 
-        A run is known by its whole configuration, whatever the study calls it now, and by the content of what it names.
+        A run is identified by its complete configuration, whatever its name in the study, and by the content it refers
+        to.
 
         Args:
-            compared: whether its content is looked at; not of one that was made just now.
+            compared: whether to compare its content; not for a run that was just made.
         """
         for folder in sorted(self.runs.glob(f"*-{run.digest}")):
             found = Outcome.read(folder)
@@ -103,31 +104,31 @@ class Store:
 
     @property
     def count(self) -> int:
-        """How many results there are, of this study or of what it was before."""
+        """The number of results, of this version of the study or an earlier one."""
         return sum(1 for _ in self.runs.glob(f"*/{FILE}"))
 
     def dropped(self, runs: Sequence[StudyRun]) -> list[str]:
-        """The results in the folder of runs that are none of these, by folder: the study had them once.
+        """The results in the folder of runs that are no longer in the study, by folder.
 
         Args:
-            runs: all that the study has or, where a setting is still to be chosen, may have.
+            runs: all runs of the study, including possible ones if a setting is still to be chosen.
         """
         known = {run.digest for run in runs}
         made = sorted(file.parent.name for file in self.runs.glob(f"*/{FILE}"))
         return [name for name in made if name.rpartition("-")[2] not in known]
 
     def outcomes(self, runs: Sequence[StudyRun]) -> dict[str, Outcome]:
-        """The outcomes of those runs that are done, by digest."""
+        """The finished outcomes of these runs, by digest."""
         found = {run.digest: self.outcome(run) for run in runs}
         if self._content is not None:
             self._content.release()
         return {digest: outcome for digest, outcome in found.items() if outcome is not None}
 
     def room_for(self, run: StudyRun) -> Path:
-        """The folder for a run: that of an attempt which was stopped or failed, and goes on, or a new one.
+        """The folder for a run: that of a stopped or failed attempt that can be resumed, or a new one.
 
-        What another attempt left is removed. A result of something else than there is now is not: it is put into
-        `outdated/`, with what has changed.
+        The rest of another attempt is deleted. A result of something else than there is now is moved to `outdated/`,
+        with a note of what has changed.
         """
         try:
             for folder in self.runs.glob(f"*-{run.digest}"):
@@ -144,7 +145,7 @@ class Store:
         return self.runs / run.id
 
     def _goes_on(self, run: StudyRun, folder: Path) -> bool:
-        """Whether an attempt that was stopped, or failed, goes on: it can, and what it began with is what there is."""
+        """Whether a stopped or failed attempt is resumed: it can be, and it began with what there is now."""
         if not run.execution.goes_on(run.config, folder, self._warn):
             return False
         if self._content is None:
@@ -164,21 +165,21 @@ class Store:
         atomic_write_text(place / _WHY, what + "\n")
 
     def outdated(self) -> dict[str, str]:
-        """Results that were made again, since what they were made from has changed: by folder, what has."""
+        """Results that were made again, because what they were made from has changed: by folder, what has changed."""
         return {
             file.parent.name: file.read_text(encoding="utf-8").strip()
             for file in sorted(self._outdated.glob(f"*/{_WHY}"))
         }
 
     def drop_weights(self, run: StudyRun) -> None:
-        """Remove the trained weights of a run, of its last step and of its best; what they scored is known."""
+        """Delete the trained weights of a run, last and best, whose scores are known."""
         for folder in self.runs.glob(f"*-{run.digest}"):
             for place in (folder, folder / "best"):
                 with suppress(OSError):  # they take room, and nothing else
                     (place / WEIGHTS).unlink(missing_ok=True)
 
     def locked(self) -> AbstractContextManager[None]:
-        """While it is open, no other process may run a study in the folder.
+        """Context in which no other process may run a study in the folder.
 
         Raises:
             RunError: another one does, or the folder cannot be written.
@@ -188,10 +189,10 @@ class Store:
 
 
 class Content:
-    """The present content of a study's models and tasks, each read once.
+    """The current content of a study's models and tasks, each read once.
 
     Args:
-        test: whether rows of test are scored by any run.
+        test: whether any run scores test rows.
     """
 
     def __init__(self, runs: Path, remote_code: bool, test: bool) -> None:
@@ -202,13 +203,13 @@ class Content:
         """Runs whose content could not be read, and why."""
 
     def changed(self, run: StudyRun, outcome: Outcome) -> str:
-        """What has changed since a kept result was made, in a sentence; empty for nothing."""
+        """What has changed since a kept result was made, as a sentence; empty for nothing."""
         now = self._now(run)
         found = changes(outcome.made_from, now)
         return said(found, "it", str(run.tree.get("model", {}).get("name")), run.cell.task, "was made with")
 
     def release(self) -> None:
-        """Free the model that was read last."""
+        """Free the last model that was read."""
         if self._model is not None:
             model = weakref.ref(self._model[1].model)
             self._model = None
@@ -245,7 +246,7 @@ class Content:
 
 
 def _trained(start: Path) -> str | None:
-    """Hash of a run's trained model; None where the run is not made yet."""
+    """Hash of a run's trained model; None if the run is not made yet."""
     try:
         return RunFolder.open(start).trained_hash
     except RunError:
@@ -256,7 +257,7 @@ def check_same_content(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]
     """Refuse to compare results that use one name for different content.
 
     Raises:
-        RunError: names two runs, and what differs.
+        RunError: two results do; the message names the runs, and what differs.
     """
     first: dict[str, tuple[StudyRun, Identity]] = {}
     for run in runs:

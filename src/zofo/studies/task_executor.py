@@ -32,7 +32,7 @@ _INNER_POINTS = 50  # of the curve of an inner problem
 
 
 class TaskRuns(Executor):
-    """A run is a run folder of `zofo train`."""
+    """A run that is a run folder of `zofo train`."""
 
     libraries = (*Executor.libraries, *LIBRARIES)
 
@@ -45,7 +45,7 @@ class TaskRuns(Executor):
     def faults(self, config: RunConfig) -> Iterator[ConfigFault]:
         """Check that model, task, prompt, objective and the folder of rows exist.
 
-        Loading the model and reading the rows takes time: each run does that itself.
+        The model is not loaded, and rows are not read, since that takes time: each run does it.
         """
         yield from _fault("model.name", lambda: check_known_model(config.model.name))
         if config.training.objective is not None:
@@ -86,7 +86,7 @@ class TaskRuns(Executor):
         return found is not None
 
     def identity(self, config: RunConfig, remote_code: bool, test: bool, load: Loading) -> Identity:
-        """What the run would be made from; the run that it starts from is left out."""
+        """What the run would be made from, without the run that it starts from."""
         model = Identity()
 
         def loaded(*asked: Any) -> LoadedModel:
@@ -131,7 +131,7 @@ def _splits(test: bool) -> tuple[Split, ...]:
 
 
 def _scores(summary: Mapping[str, Any], variant: str) -> dict[str, dict[str, float]]:
-    """What an outcome says of one of the models that a run leaves, of each split that was scored."""
+    """The scores of one model of a run, for each split that was scored."""
     metric, splits = summary["metric"], {"validation": summary["variants"], "test": summary.get("test", {})}
     if best := summary["best"].get("test"):
         splits |= {"test": best, "test_last": splits["test"]}
@@ -143,7 +143,7 @@ def _scores(summary: Mapping[str, Any], variant: str) -> dict[str, dict[str, flo
 
 
 def _fault(key: str, check: Callable[[], object]) -> Iterator[ConfigFault]:
-    """What a check says, as a fault of the key."""
+    """The error of a check, as a fault of the key."""
     try:
         check()
     except ZofoError as error:
@@ -151,7 +151,9 @@ def _fault(key: str, check: Callable[[], object]) -> Iterator[ConfigFault]:
 
 
 def _faults_of_task(task: TaskConfig) -> Iterator[ConfigFault]:
-    """The folder, and what the task's file and registries say; rows of a user's own are known when they are read."""
+    """Faults of the folder, and those that the task's file and registries show.
+
+    A user's own rows are checked when they are read."""
     if task.data_dir is not None and not task.data_dir.is_dir():
         lacks = DataError(f"there is no folder {str(task.data_dir)!r}", "say where it is with --data or --set")
         yield ConfigFault("task.data_dir", lacks)
@@ -181,8 +183,8 @@ def _resolved(written: str) -> Task:
 def _start_beside(folder: Path, start: Path | None) -> Path | None:
     """The run that a run starts from: one of the same study, by the name of its folder, or any other by its path.
 
-    What one of the same study ended with is kept beside it by the first run that starts there: a replay may take longer
-    than such a run does. One that failed, or diverged as it would again, is refused.
+    For a run of the same study, the first run that starts from it caches its trained weights, since a replay may take
+    longer than the run. A start that failed or diverged is refused.
     """
     if start is None or start.is_absolute() or len(start.parts) > 1:
         return start

@@ -1,4 +1,4 @@
-"""A run of a study, complete before it is made, the cell that it stands in, and how runs of one kind are made."""
+"""A run of a study with its complete configuration, its cell, and the interface of what makes runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from zofo.trees import Tree
 
 
 class Cell(NamedTuple):
-    """One model, one task and one value of each further axis: methods are compared in it.
+    """One model, one task and one value of each further axis; methods are compared within it.
 
     Args:
         model: its name in the tables; empty for a problem.
@@ -42,11 +42,11 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run, complete before it is made.
+    """One run with its complete configuration.
 
     Args:
-        trial: which setting is tried, from 0; None for a final run.
-        setting: which trial's setting it has, from 0; without meaning where nothing was tried.
+        trial: index of the setting that is tried; None for a final run.
+        setting: index of the trial whose setting it has; ignored if nothing was tried.
     """
 
     method: str
@@ -59,13 +59,13 @@ class StudyRun:
 
     @cached_property
     def tree(self) -> Tree:
-        """The whole configuration as plain data, as JSON gives it back."""
+        """The complete configuration as plain data, after a round trip through JSON."""
         made: Tree = json.loads(json.dumps(self.config.model_dump(mode="json", exclude={"output_dir"})))
         return made
 
     @cached_property
     def _chosen(self) -> Tree:
-        """The configuration without what is at its default; the name of the method is always there."""
+        """The configuration without defaults; always with the name of the method."""
         made: Tree = json.loads(
             json.dumps(self.config.model_dump(mode="json", exclude={"output_dir"}, exclude_defaults=True))
         )
@@ -74,17 +74,18 @@ class StudyRun:
 
     @cached_property
     def digest(self) -> str:
-        """Twelve characters that no other configuration has; an option that is new and at its default changes none."""
+        """Twelve characters that identify the configuration; a new option with its default does not change them."""
         return hashlib.sha256(json.dumps(self._chosen, sort_keys=True).encode()).hexdigest()[:12]
 
     def was_made_with(self, tree: Tree) -> bool:
-        """Whether a whole configuration, perhaps of an older version, is this run's: options that it lacks must be at
-        their default here."""
+        """Whether a complete configuration, possibly of an older version, is that of this run.
+
+        Options that it lacks must have their default here."""
         return _same(tree, self.tree, self._chosen)
 
     @property
     def id(self) -> str:
-        """Readable, and different for every configuration."""
+        """A readable name that is unique for the configuration."""
         parts = [self.method, self.cell.model, self.cell.task, *self.cell.axes]
         parts += [f"trial{self.trial + 1}"] if self.trial is not None else []
         name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts if part)
@@ -99,7 +100,7 @@ _NAME = 100  # characters of a run's name; file systems have a limit
 
 
 def _same(old: Any, new: Any, chosen: Any) -> bool:
-    """Whether two trees are equal but for keys that only the new one has, none of which is in `chosen`."""
+    """Whether two trees are equal except for keys that only the new one has, none of which is in `chosen`."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return bool(old == new)
     chosen = chosen if isinstance(chosen, dict) else {}
@@ -114,23 +115,23 @@ _TIMED = 2  # steps that are timed, after the first
 
 
 class CostEstimate(NamedTuple):
-    """The queries of a run's training, and the seconds of training and evaluation, estimated from a few steps."""
+    """The queries of a run's training, and the time of training and evaluation, estimated from a few steps."""
 
     queries: int
     seconds: float
 
 
 class ConfigFault(NamedTuple):
-    """What is wrong with a run, and the dotted key of its configuration; empty where no single one is at fault."""
+    """An error of a run, and the dotted key of its configuration; empty if no single one is at fault."""
 
     key: str
     error: ZofoError
 
 
 class Executor(ABC):
-    """How runs of one kind are made.
+    """The interface of what makes runs of one kind.
 
-    In all methods `config` is the configuration of a run, as `Executor.config` gives it, and `remote_code` allows the
+    In all methods `config` is the configuration of a run, as `Executor.config` returns it, and `remote_code` allows the
     model's repository to run its own code.
     """
 
@@ -139,50 +140,50 @@ class Executor(ABC):
 
     @abstractmethod
     def config(self, tree: Mapping[str, Any]) -> Config:
-        """The complete configuration that a tree stands for; raises ConfigError for what is wrong with it."""
+        """The complete configuration for a tree; raises ConfigError if it is invalid."""
 
     @abstractmethod
     def label(self, config: Any, column: str) -> str:
-        """What the results call the model or the task of a run whose study gives it no name."""
+        """The name in the results for a model or task without a name in the study."""
 
     @abstractmethod
     def faults(self, config: Any) -> Iterator[ConfigFault]:
-        """Why the run cannot be made, as far as it takes no time to find out; nothing where it can."""
+        """Why the run cannot be made, as far as fast checks show; empty if it can."""
 
     @abstractmethod
     def execute(self, config: Any, folder: Path, remote_code: bool) -> Outcome:
-        """Make the run in a folder that does not exist yet, or that `goes_on`; raises ZofoError where it failed."""
+        """Make the run in a new folder, or resume it in one that `goes_on`; raises ZofoError if it fails."""
 
     def goes_on(self, config: Any, folder: Path, warn: Callable[[str], None]) -> bool:
-        """Whether a run that was stopped, or failed, goes on from what it left in its folder; else it begins anew.
+        """Whether a stopped or failed run can be resumed from what it left in its folder.
 
         Args:
-            warn: told of what is damaged there and is not used.
+            warn: called for damaged files there, which are not used.
         """
         return False
 
     @abstractmethod
     def identity(self, config: Any, remote_code: bool, test: bool, load: Loading) -> Identity:
-        """What the run would be made from now, by content; raises ZofoError where rows or model cannot be read.
+        """What the run would be made from now, by content; raises ZofoError if rows or model cannot be read.
 
         Args:
-            test: whether the rows of test are part of it.
-            load: loads a model, and says what it is known by.
+            test: whether test rows are part of it.
+            load: loads a model, and returns its identity.
         """
 
     @abstractmethod
     def curve(self, folder: Path) -> list[dict[str, Any]]:
-        """The evaluations that a failed run has left in its folder."""
+        """The evaluations in the folder of a failed run."""
 
     @abstractmethod
     def prepare(self, configs: Sequence[Any], remote_code: bool) -> tuple[Method, float, Callable[[Any, int], float]]:
-        """What `costs` asks for: the method of the first run just before its first step, the seconds of a query where
-        it only reads, and (configuration, steps) -> the seconds in which such a run is scored."""
+        """What `costs` needs: the method of the first run just before its first step, the seconds of a query if it only
+        reads, and a function (configuration, steps) -> seconds of its evaluations."""
 
     def costs(self, configs: Sequence[Any], remote_code: bool) -> list[CostEstimate]:
-        """What runs of the same method in the same cell would take, which differ in their settings and length.
+        """The cost of runs of the same method in the same cell, with different settings and lengths.
 
-        A few steps of the first are timed. Raises ZofoError where one of them cannot be made.
+        A few steps of the first run are timed. Raises ZofoError if a run cannot be made.
         """
         method, reading, scoring = self.prepare(configs, remote_code)
         steps = [steps_of(method, config) for config in configs]
@@ -195,10 +196,10 @@ class Executor(ABC):
 
 
 def steps_of(method: Method, config: Any) -> int:
-    """How many steps a run makes, with its `method` and `training`.
+    """The number of steps of a run, with its `method` and `training`.
 
     Raises:
-        ConfigError: the budget does not pay for one, or so many cannot do what is configured.
+        ConfigError: the budget is too small for a step, or for what is configured.
     """
     steps = number_of_steps(config, method)
     method.check_steps(steps)
@@ -206,7 +207,7 @@ def steps_of(method: Method, config: Any) -> int:
 
 
 def seconds_per_query(method: Method) -> float:
-    """What a query takes, from two steps after the first, or from that one where it takes long."""
+    """The time of a query, from two steps after the first, or from the first if it takes long."""
     before, start = method.counts.copy(), time.perf_counter()
     method.step(0)
     if time.perf_counter() - start < _LONG:

@@ -1,4 +1,4 @@
-"""Toy problems: small models with data of their own, on which methods can be compared in minutes on one core."""
+"""Toy problems: small models with their own data, on which methods can be compared in minutes on one core."""
 
 from zofo.studies.problems.base import PROBLEMS, Problem, ProblemConfig, Rows
 from zofo.studies.problems.digits import Digits

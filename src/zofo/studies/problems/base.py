@@ -1,4 +1,4 @@
-"""The contract of toy problems: a fresh model with data to train on, and a score of what came of it."""
+"""The interface of toy problems: a new model with training data, and scores of the result."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Rows(NamedTuple):
     """The examples of one split, or of one batch.
 
     Args:
-        x: what the model is given, float32, the examples along the first axis.
-        y: what it should answer, one number for each example.
+        x: inputs of the model, float32, with the examples along the first axis.
+        y: targets, one number per example.
     """
 
     x: torch.Tensor
@@ -29,15 +29,15 @@ class Rows(NamedTuple):
 
 
 class Problem(ABC):
-    """A model and its data, small enough that every method can be run to its end.
+    """A model and its data, small enough that every method can be run to convergence.
 
-    The data are the same for every run. A run's seed decides where its model starts, the batches and the directions.
+    The data are the same for every run. A run's seed determines the initial model, the batches and the directions.
 
     Attributes:
-        metric: what `evaluate` is judged by: "loss" or "accuracy".
-        higher_is_better: whether more of it is better.
-        majority: the metric of always giving the most frequent answer, on the test split; None where there is none.
-        splits: the data, by the name of the split: train, validation, test.
+        metric: the main metric of `evaluate`: "loss" or "accuracy".
+        higher_is_better: whether a higher value is better.
+        majority: the metric of always giving the most frequent answer, on the test split; None if there is none.
+        splits: the data by split: train, validation, test.
     """
 
     metric: ClassVar[str]
@@ -47,22 +47,22 @@ class Problem(ABC):
 
     @abstractmethod
     def model(self, seed: int) -> nn.Module:
-        """A model as training starts with it; the same bits for the same seed, and no global generator is touched."""
+        """A new model to train; the same bits for the same seed, without any global generator."""
 
     @abstractmethod
     def losses(self, model: nn.Module, rows: Rows) -> torch.Tensor:
-        """The objective: one loss for each example, float32, shape [examples]."""
+        """The objective: one loss per example, float32, shape [examples]."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        """Scores of a model on all examples of a split: "loss", the mean of the losses, and what else there is.
+        """Scores of a model on all examples of a split: "loss", the mean of the losses, and others.
 
         Raises:
             UnknownNameError: there is no such split.
         """
 
     def training_context(self, seed: int) -> TrainingContext:
-        """What a method trains with: a fresh model, and the training split."""
+        """The training context: a new model, and the training split."""
         train = self.splits["train"]
 
         def collate(chosen: Any) -> Rows:
@@ -72,7 +72,7 @@ class Problem(ABC):
         return TrainingContext(self.model(seed), self.losses, range(len(train.y)), collate, seed)
 
     def rows(self, split: str) -> Rows:
-        """The examples of a split. Raises UnknownNameError: there is no such split."""
+        """The examples of a split. Raises UnknownNameError if there is no such split."""
         if split not in self.splits:
             raise UnknownNameError("split", split, self.splits)
         return self.splits[split]

@@ -34,14 +34,14 @@ class Digits(Problem):
     the run's seed, biases at 0.
 
     Args:
-        folder: with MNIST's four idx files, compressed or not; None takes the images that scikit-learn brings.
-        rows: how many training images are kept; None keeps all.
-        held_out: images of validation, and of test where that is not given.
-        data_seed: of the order in which images are split.
+        folder: folder with MNIST's four idx files, compressed or not; None takes the images of scikit-learn.
+        rows: number of training images to keep; None keeps all.
+        held_out: number of validation images, and of test images if there is no test set.
+        data_seed: seed of the order in which images are split.
 
     Raises:
         ConfigError: nothing is left to train on.
-        DataError: files that are missing or damaged, or images and labels that do not belong together.
+        DataError: files are missing or damaged, or images and labels do not match.
 
     Source: MeZO-SVRG (Gautam et al. 2024), section B.1, on MNIST, which does not name the activation. The images of
     scikit-learn are those of Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits.
@@ -136,14 +136,14 @@ _AGAIN = "copy the file again: it is damaged or not complete"
 
 
 def read_idx(folder: Path, name: str, axes: int) -> npt.NDArray[np.uint8]:
-    """The numbers of one file: uint8, with as many axes as asked for.
+    """The numbers in a file: uint8, with the given number of axes.
 
     Args:
-        name: of the file, such as `train-images-idx3-ubyte`; it may end in `.gz`, or be written with `.idx3`.
-        axes: how many sizes its header must give.
+        name: name of the file, such as `train-images-idx3-ubyte`; it may end in `.gz`, or be written with `.idx3`.
+        axes: number of sizes in its header.
 
     Raises:
-        DataError: no such file, another magic number, or fewer or more bytes than its sizes say.
+        DataError: there is no such file, it has another magic number, or fewer or more bytes than its sizes say.
 
     Source: the description of the format that LeCun's page on MNIST gives.
     """

@@ -24,7 +24,8 @@ class LinearModel(nn.Module):
         self.w = nn.Parameter(torch.zeros(dimensions))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [examples, dimensions] -> [examples]; a product of entries, which a forward pass can carry terms in."""
+        """x [examples, dimensions] -> [examples], as an element-wise product, which supports the evaluator
+        `in-forward`."""
         return (x * self.w).sum(-1)
 
 
@@ -32,22 +33,21 @@ class LinearModel(nn.Module):
 class LeastSquares(Problem):
     """min over w of (1/n) |X w - y|^2, with y = X w* + noise, X and w* standard normal.
 
-    From w = 0 the loss starts near |w*|^2 + label_noise^2. On the training split nothing is below the residual of the
-    exact solution, about label_noise^2 (1 - d / n): 0.009 as given. Validation and test are drawn like the training
-    split, with the same w*.
+    From w = 0 the loss starts near |w*|^2 + label_noise^2. Its minimum on the training split is about label_noise^2 (1
+    - d / n): 0.009 with the defaults. Validation and test are drawn like the training split, with the same w*.
 
     Args:
         examples: n, of each split.
         dimensions: d.
         label_noise: standard deviation of the noise in y.
-        data_seed: of X, w* and the noise.
+        data_seed: seed of X, w* and the noise.
 
     Attributes:
         best: w*.
         least: the lowest loss that any w has on the training split.
 
     Raises:
-        ConfigError: fewer examples than dimensions, so that the best w is not one.
+        ConfigError: there are fewer examples than dimensions, so that the best w is not unique.
 
     Source: MeZO-SVRG (Gautam et al. 2024), section B.2, equation 14, with n = 1000 and d = 100. The paper writes the
     sum of squares and does not give the noise or the start; with its learning rates only the mean converges.
@@ -90,5 +90,5 @@ class LeastSquares(Problem):
 
 
 def _normal(seed: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal numbers, the same on every machine; the name is no tensor's, so no direction is ever equal."""
+    """Standard normal numbers, the same on every machine, from streams that no tensor's directions use."""
     return Gaussian().whole(Key(seed, 0), f"least-squares/{name}", shape)
