@@ -1,7 +1,7 @@
-"""The configuration tree: frozen, typed, strict about its keys, and able to say what was wrong with them.
+"""The configuration tree: frozen, typed, strict about its keys, and with helpful errors.
 
-Each piece is defined beside what it builds. A part that a registry holds is configured by its name and the options of
-its constructor, so that no option is declared twice.
+Each piece is defined beside what it builds. A part in a registry is configured by its name and the options of its
+constructor, so that no option is declared twice.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ class Config(BaseModel):
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        """The keys, as a file writes them."""
+        """The keys as written in a file."""
         return [field.alias or name for name, field in cls.model_fields.items()]
 
     @classmethod
     def chosen(cls, given: Mapping[str, Any]) -> dict[str, type[Config] | None]:
-        """The groups whose kind is as it is written, each with that kind; None where what is written names none."""
+        """The groups whose kind depends on the raw values, each with that kind; None if they name none."""
         return {}
 
 
 class PartConfig(BaseModel):
-    """A part of a registry by its name, with the options of its constructor: `{name: sgd, lr: 1e-4}`, or just `sgd`.
+    """A part of a registry by name, with the options of its constructor: `{name: sgd, lr: 1e-4}`, or just `sgd`.
 
-    Options that are left out get the constructor's defaults, so that a saved configuration is complete.
+    Missing options get the constructor's defaults, so that a saved configuration is complete.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -113,7 +113,7 @@ class PartConfig(BaseModel):
 
     @classmethod
     def known_options(cls, given: Any) -> list[str]:
-        """The options of the part that is meant, as it is written; none of one that nobody knows."""
+        """The options of the part in raw values; empty for an unknown part."""
         given = as_group(given)
         name = given.get("name", cls.default) if isinstance(given, dict) else cls.default
         return [*options_of(cls.registry[name])] if name in cls.registry else []
@@ -123,33 +123,32 @@ class PartConfig(BaseModel):
         return type(self).model_validate({**self.model_dump(), **options})
 
     def build(self, *parts: Any) -> Any:
-        """The part itself; `parts` are the constructor's arguments that no configuration can hold."""
+        """Build the part; `parts` are constructor arguments that a configuration cannot contain."""
         return self.registry[self.name](*parts, **self.options)
 
 
 @functools.cache
 def validator_of(kind: Any) -> TypeAdapter[Any]:
-    """What validates values of a class; to make it takes milliseconds."""
+    """A cached validator of a type; building one takes milliseconds."""
     return TypeAdapter(kind)
 
 
 @functools.cache
 def _option_type(part: Any, option: str) -> TypeAdapter[Any]:
-    """What validates an option: a millisecond's work, and the grid of a study has thousands of them."""
+    """A cached validator of an option; the grid of a study has thousands of options."""
     return TypeAdapter(options_of(part)[option][0])
 
 
 @functools.cache
 def options_of(part: Any) -> dict[str, tuple[Any, Any]]:
-    """Annotation and default of each option: the constructor's arguments that have a default."""
+    """Annotation and default of each option: the constructor's arguments with a default."""
     hints = typing.get_type_hints(part.__init__, include_extras=True)
     parameters = inspect.signature(part).parameters.values()
     return {p.name: (hints[p.name], p.default) for p in parameters if p.default is not p.empty}
 
 
 def _number_problem(value: Any, annotation: Any) -> str | None:
-    """What is wrong with a value where a number is wanted, that pydantic would take: a truth value, or one that
-    becomes 0."""
+    """What is wrong with a value for a number that pydantic would accept: a boolean, or one that underflows to 0."""
     if isinstance(value, dict):
         return next((found for one in value.values() if (found := _number_problem(one, annotation))), None)
     lost = isinstance(value, str) and is_lost(value)
@@ -165,12 +164,12 @@ def _number_problem(value: Any, annotation: Any) -> str | None:
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The types that an annotation allows, at any depth."""
+    """The types in an annotation, at any depth."""
     return {annotation}.union(*(_kinds(inner) for inner in typing.get_args(annotation)))
 
 
 def as_group(value: Any) -> Any:
-    """A bare name as the group that it stands for."""
+    """The group for a bare name."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -181,23 +180,23 @@ _DEVICES = re.compile(
 
 
 def is_device(name: str) -> bool:
-    """Whether Windows keeps a file's name for a device."""
+    """Whether Windows reserves a file name for a device."""
     return _DEVICES.fullmatch(name) is not None
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can be the name of a file in any folder on any system: letters, digits and `._-`."""
+    """Whether a text can be a file name on any system: letters, digits and `._-`."""
     return _NAME.fullmatch(text) is not None and not is_device(text)
 
 
 def read_json_object(path: Path, error: type[RunError] = RunError, finite: bool = False) -> dict[str, Any]:
-    """The JSON object in a file that zofo or peft wrote.
+    """Read a JSON object from a file that zofo or peft wrote.
 
     Args:
-        finite: whether NaN and Infinity, which are no JSON, are refused.
+        finite: whether to refuse NaN and Infinity, which are not JSON.
 
     Raises:
-        RunError: of that kind: it cannot be read, or holds something else.
+        RunError: (or the given subclass) it cannot be read, or contains something else.
     """
 
     def constant(name: str) -> float:
@@ -218,14 +217,15 @@ def read_json_object(path: Path, error: type[RunError] = RunError, finite: bool 
 
 
 def parse_model(model: type[C], content: Any, where: str = "", context: Mapping[str, Any] | None = None) -> C:
-    """Build a piece of configuration, or say what is wrong in one line.
+    """Validate a piece of configuration, or raise an error of one line.
 
     Args:
-        where: the path of keys that leads to it; empty for a whole file.
-        context: of the validation: what decides defaults and stands elsewhere, such as the `dtype` of the model.
+        where: path of keys of the piece; empty for a whole file.
+        context: validation context: values from elsewhere that determine defaults, such as the `dtype` of the model.
 
     Raises:
-        ConfigError: names the path of the key, with the nearest right key for an unknown one.
+        ConfigError: it is invalid; the message names the path of the key, and suggests the nearest key for an unknown
+            one.
     """
     if not isinstance(content, dict):
         shown = repr(content) if len(repr(content)) < 60 else f"a {type(content).__name__}"
@@ -251,7 +251,7 @@ def parse_model(model: type[C], content: Any, where: str = "", context: Mapping[
 
 
 def _keys_at(model: type[Config], path: tuple[int | str, ...]) -> list[str]:
-    """The keys that could stand in place of the last of `path`, as a file writes them."""
+    """The possible keys in place of the last one of `path`, as written in a file."""
     for part in path[:-1]:
         field = model.model_fields.get(str(part))
         inside = _kinds(field.annotation) if field else set()
@@ -260,7 +260,7 @@ def _keys_at(model: type[Config], path: tuple[int | str, ...]) -> list[str]:
 
 
 def _near_literal(error: Any) -> str | None:
-    """What to type in place of a text that is none of those that a key can be."""
+    """A suggestion for a text that is none of the allowed values of a key."""
     if error["type"] != "literal_error" or not isinstance(error["input"], str):
         return None
     near = nearest(error["input"], re.findall(r"'([^']*)'", str(error["ctx"]["expected"])))
@@ -280,11 +280,10 @@ _OTHER_WORDS = {
 
 
 def _guess(place: str, known: Iterable[str], homes: Mapping[str, str] = MappingProxyType({})) -> str:
-    """What to type in place of an unknown key: its name of today, where it stands, the nearest one, or all that there
-    are.
+    """A suggestion for an unknown key: its current name, its place, the nearest one, or all keys.
 
     Args:
-        homes: where the keys of all groups stand.
+        homes: places of the keys of all groups.
     """
     names, key = list(known), place.rpartition(".")[2]
     if (now := name_now(place)) in names:
@@ -297,11 +296,12 @@ def _guess(place: str, known: Iterable[str], homes: Mapping[str, str] = MappingP
 
 
 def _places(model: type[Config], given: Any, where: str) -> dict[str, str]:
-    """The keys of the groups of a piece of configuration as it is written, at any depth, each with the first path that
-    leads to it; those of a group of which nobody knows what it is are left out.
+    """The keys of all groups in a raw piece of configuration, at any depth, each with the first path to it.
+
+    Keys of a group of unknown kind are left out.
 
     Args:
-        where: leads to the piece.
+        where: path of the piece.
     """
     given = as_group(given)
     given = given if isinstance(given, dict) else {}

@@ -1,6 +1,6 @@
-"""Every mistake a user can make, each with what was wrong, where, and what to type next.
+"""All errors that a user can cause, each with what is wrong, where, and what to type next.
 
-The command line prints `message` and `hint` and leaves with `exit_code`; a traceback is only ever a bug of ours.
+The command line prints `message` and `hint` and exits with `exit_code`; a traceback is always a bug of zofo.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 
 class ZofoError(Exception):
-    """Base of all errors that a user can cause.
+    """Base class of all errors that a user can cause.
 
     Args:
-        message: what was wrong and where (file, row, column, key).
+        message: what is wrong and where (file, row, column, key).
         hint: what to type or change next.
     """
 
@@ -39,8 +39,7 @@ _REWORDING: ContextVar[bool] = ContextVar("_REWORDING", default=False)
 
 @contextmanager
 def reworded(change: Callable[[str], str]) -> Iterator[None]:
-    """While it is open, errors say what `change` makes of their message and of their hint; of several that are open,
-    the outermost one does."""
+    """Context that applies `change` to the message and hint of errors; of nested ones, only the outermost."""
     if _REWORDING.get():
         yield
         return
@@ -57,11 +56,11 @@ def reworded(change: Callable[[str], str]) -> Iterator[None]:
 
 
 class ConfigError(ZofoError):
-    """A configuration that cannot be built: an unknown key, a value of the wrong type, parts that clash."""
+    """An invalid configuration: an unknown key, a value of the wrong type, incompatible parts."""
 
 
 class UnknownNameError(ConfigError):
-    """A name that no registry holds; the hint offers the nearest one."""
+    """A name that no registry has; the hint suggests the nearest one."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str | None = None) -> None:
         self.known = sorted(known)
@@ -75,11 +74,11 @@ class DataError(ZofoError):
 
 
 class ModelError(ZofoError):
-    """A model that cannot be found, loaded, or used for what was asked."""
+    """A model that cannot be found, loaded, or used for this purpose."""
 
 
 class DownloadError(ZofoError):
-    """Something that had to be fetched and could not be, or whose bytes are not the expected ones."""
+    """A file that could not be downloaded, or whose bytes are not the expected ones."""
 
 
 class RunError(ZofoError):
@@ -94,11 +93,11 @@ class DamagedRunError(RunError):
 
 
 class CheckpointError(RunError):
-    """A checkpoint that cannot be written, or that does not fit the run."""
+    """A checkpoint that cannot be written, or does not belong to the run."""
 
 
 class PatchError(RunError):
-    """A patch that is damaged, of another base model or version, or that no run of zofo can have written."""
+    """A patch that is damaged, belongs to another base model or version, or cannot have been written by zofo."""
 
 
 class ProcessError(ZofoError):
@@ -108,17 +107,16 @@ class ProcessError(ZofoError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work that was asked to stop, by Ctrl-C or SIGTERM, and did; a run after its step or evaluation was saved.
+    """Work that stopped on Ctrl-C or SIGTERM; a run first saves its step or evaluation.
 
     Args:
-        signal: its name.
-        exit_code: 128 and the signal's number.
-        steps: how many had been made, and are saved; None where there was nothing to save.
-        kept: before or after what it was, and what of it is kept, in other words than these steps; `kept` is the last
-            of them where anything is.
+        signal: name of the signal.
+        exit_code: 128 plus the signal's number.
+        steps: number of saved steps; None if there was nothing to save.
+        kept: when it was stopped and what is kept, if that is not steps; ends with `kept` if anything is.
 
     Attributes:
-        again: what the same command would do.
+        again: what the same command would do next.
     """
 
     quiet: bool | None = None
@@ -136,15 +134,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class EvaluatorError(ZofoError):
-    """Points that an evaluator cannot visit, or a model that it cannot move."""
+    """Points that an evaluator does not support, or a model that it cannot move."""
 
 
 class NonFiniteError(ZofoError):
-    """A loss or score that is not a finite number. No update was made with it.
+    """A loss or score that is not finite. No update was made with it.
 
     Args:
         what: which loss it was, with the key of its direction.
-        step: the step in which it was seen, when known.
+        step: the step, if known.
         consequence: what was done about it.
     """
 
@@ -166,7 +164,7 @@ class NonFiniteError(ZofoError):
 
 
 class OutOfMemoryError(ZofoError):
-    """Memory, of the processor or of the accelerator, that could not be had."""
+    """The memory of the processor or the accelerator ran out."""
 
     exit_code = 1
 
@@ -182,14 +180,14 @@ _OF_MEMORY = (
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory could not be had. CUDA has an error class for it; other devices and libraries only texts."""
+    """Whether memory ran out. CUDA has an error class for it; other devices and libraries have only texts."""
     if isinstance(error, MemoryError | OutOfMemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError | OSError) and any(text in str(error).lower() for text in _OF_MEMORY)
 
 
 def raise_if_out_of_memory(error: BaseException) -> None:
-    """Raises OutOfMemoryError for an error that means it: then nothing is known of what was being read or run."""
+    """Raise OutOfMemoryError for an error that means it, instead of blaming what was being read or run."""
     if out_of_memory(error):
         raise OutOfMemoryError(
             f"memory ran out: {first_line(error)}",
@@ -219,12 +217,12 @@ _ADVICE = {
 
 
 def advice(number: int | None) -> str | None:
-    """What to do about an error of the system, by its number (`errno`); None where nothing is known."""
+    """Advice for a system error by its number (`errno`); None if there is none."""
     return None if number is None else _ADVICE.get(number)
 
 
 def of_system(error: BaseException) -> ZofoError | None:
-    """An error of the system, or memory that ran out, as a message; None for any other error."""
+    """The message for a system error or a lack of memory; None for any other error."""
     try:
         raise_if_out_of_memory(error)
     except OutOfMemoryError as found:
@@ -238,7 +236,7 @@ def of_system(error: BaseException) -> ZofoError | None:
 
 
 def reordered(name: str, known: Iterable[str]) -> str | None:
-    """The known name that has the words of `name`, perhaps in another order: `lr_adapter` for `adapter_lr`."""
+    """The known name with the same words as `name` in another order: `lr_adapter` for `adapter_lr`."""
     words = sorted(name.split("_"))
     return next((one for one in known if sorted(one.split("_")) == words), None)
 
@@ -250,17 +248,17 @@ def nearest(name: str, known: Iterable[str], alike: float = 0.5) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error, truncated; its type where it has no text."""
+    """The first line of a library's error, truncated; its type if it has no text."""
     return truncate((str(error).strip() or type(error).__name__).splitlines()[0], 300)
 
 
 def listed(values: Iterable[Any]) -> str:
-    """Values as Python writes them, with commas between."""
+    """The reprs of values, separated by commas."""
     return ", ".join(map(repr, values))
 
 
 def truncate(text: str, longest: int = 80) -> str:
-    """A text as a message shows it: the middle of a long one is left out."""
+    """A text for a message; the middle of a long one is left out."""
     half = (longest - len(_CUT)) // 2
     return text if len(text) <= longest else f"{text[:half]}{_CUT}{text[-half:]}"
 
@@ -269,23 +267,23 @@ _CUT = " [...] "
 
 
 def truncate_repr(value: Any) -> str:
-    """A value as Python writes it, truncated."""
+    """The repr of a value, truncated."""
     return truncate(repr(value))
 
 
 def as_ascii(value: Any) -> str:
-    """A value of unknown origin as Python writes it in ASCII, truncated: a terminal obeys nothing of it."""
+    """The ASCII repr of a value of unknown origin, truncated and safe for a terminal."""
     return truncate(ascii(value))
 
 
 def printable(text: str, longest: int = 200) -> str:
-    """A text of unknown origin, truncated, with what a terminal would obey written as an escape."""
+    """A text of unknown origin, truncated, with control characters escaped."""
     return truncate("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: 2 * longest]), longest)
 
 
 @contextmanager
 def error_context(file: str, kind: type[ZofoError] = ConfigError) -> Iterator[None]:
-    """While it is open, the name of the file is put before an error of that kind, of what is wrong with its content."""
+    """Context that prefixes errors of this kind with the name of the file."""
     try:
         yield
     except kind as error:

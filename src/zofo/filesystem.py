@@ -1,4 +1,4 @@
-"""Files and folders on a disk that may be full: written whole or not at all, locked, and known by their content."""
+"""Files and folders on a disk that may be full: written atomically, locked, and identified by content."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from zofo.errors import RunError, advice
 
 
 def check_not_special(path: Path) -> None:
-    """Raises OSError for a pipe, a socket or a device, which may never begin or never end."""
+    """Raise OSError for a pipe, a socket or a device, which may block or never end."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", str(path))
 
 
 def real(path: Path) -> Path:
-    """A path without links; unlike `Path.resolve`, also of links that lead in a circle, which stay as they are."""
+    """A path without links; unlike `Path.resolve`, circular links are kept instead of raising."""
     return Path(os.path.realpath(path))
 
 
 def fsync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     if os.name == "nt" and path.is_dir():  # where folders cannot be opened
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -40,14 +40,14 @@ def fsync(path: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Bring every file in a folder, and all names, to the disk."""
+    """Flush every file in a folder, and all entries, to disk."""
     inside = sorted(folder.rglob("*"))
     for path in [*(p for p in inside if p.is_file()), *(p for p in inside if p.is_dir()), folder]:
         fsync(path)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read piece by piece, as `sha256:` and its digits."""
+    """SHA-256 of a file, read in pieces, as `sha256:` and hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -65,17 +65,18 @@ _OF_OPEN_FILES = {errno.EIO, errno.ESTALE}  # where a write or a sync names no f
 def writing(
     what: str, path: Path, hint: str, kind: type[RunError] = RunError, within: Path | None = None
 ) -> Iterator[None]:
-    """While it is open, a failed write is said to be one, with the path, the system's reason and what to do about it.
+    """Context that explains a failed write: the path, the system's reason, and what to do.
 
-    Other errors of the system, such as a file of somebody else that is missing, stay what they are.
+    Other system errors, such as another missing file, pass through.
 
     Args:
-        what: is written, for messages: "the checkpoint".
-        hint: what to type once that is done.
-        within: the folder in which every error is one of writing; by default `path`.
+        what: what is written, for messages: "the checkpoint".
+        hint: what to type after fixing the cause.
+        within: folder in which every error is one of writing; by default `path`.
 
     Raises:
-        RunError: of that kind, for an OSError of writing, and for such errors of safetensors, which are none.
+        RunError: (or the given subclass) for an OSError of writing, or such an error of safetensors, which is not an
+            OSError.
     """
     try:
         yield
@@ -88,11 +89,11 @@ def writing(
 def cannot_write(
     path: Path, error: OSError | SafetensorError, what: str = "", then: str = "", kind: type[RunError] = RunError
 ) -> RunError:
-    """A failed write as a message: the path, what the system said, for a full disk its free bytes, and what to do.
+    """The error for a failed write: the path, the system's reason, free bytes of a full disk, and what to do.
 
     Args:
-        what: was written, for messages.
-        then: what to type next, once the reason is mended.
+        what: what was written, for messages.
+        then: what to type after fixing the cause.
     """
     number = _number(error)
     free = f" ({_free(path)} bytes free)" if number in _OF_ROOM else ""
@@ -101,7 +102,7 @@ def cannot_write(
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a file that is there with all that it holds, on the disk, or as it was before."""
+    """Write a file atomically: afterwards it has either its new or its old content, also on disk."""
     _write_whole(path, text.encode())
 
 
@@ -119,12 +120,12 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 def temp_path(path: Path) -> Path:
-    """Where a file is written before it takes its name; a killed process may leave it."""
+    """The temporary path of a file before it is renamed; a killed process may leave it."""
     return path.with_name(f".{path.name}")
 
 
 def _of_writing(error: OSError | SafetensorError, folder: Path) -> bool:
-    """Whether an error is that of a write, as far as its number and its file tell."""
+    """Whether an error comes from a write, judging by its number and its file."""
     number = _number(error)
     if number is None or number in _OF_WRITING:
         return number is not None
@@ -138,7 +139,7 @@ def _of_writing(error: OSError | SafetensorError, folder: Path) -> bool:
 
 
 def _number(error: OSError | SafetensorError) -> int | None:
-    """The number that the system gave; safetensors and shutil have it inside a text."""
+    """The system's error number; safetensors and shutil have it inside a text."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = _NUMBER.search(str(error))
@@ -146,7 +147,7 @@ def _number(error: OSError | SafetensorError) -> int | None:
 
 
 def _reason(error: OSError | SafetensorError) -> str:
-    """What the system said."""
+    """The system's error message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     number = _number(error)
@@ -161,14 +162,14 @@ def _free(path: Path) -> str:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """While it is open, no other process may take the same lock. The system frees it when its process ends in any way.
+    """Context in which no other process may take the same lock. The system releases it when the process ends.
 
     Args:
-        path: of the lock file, which is left there; its folder is made where there is none.
-        what: is done under it, for messages: "running a study in".
+        path: path of the lock file, which is not deleted; its folder is created if necessary.
+        what: what is done under the lock, for messages: "running a study in".
 
     Raises:
-        RunError: another process has it, or the folder cannot be written.
+        RunError: another process has the lock, or the folder cannot be written.
     """
     lock = FileLock(path, timeout=0)
     try:
@@ -191,17 +192,17 @@ _OF_MODELS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "ad
 
 @contextmanager
 def atomic_folder(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> Iterator[Path]:
-    """A folder to write into while it is open; what was written stands at `path` afterwards, or what was there before.
+    """Context that yields a folder to write to; on exit it appears at `path`, or `path` is unchanged.
 
-    A folder that holds something is replaced by one that holds what was written, and what nothing of that took the
-    place of. It stays where it is until the new one is complete, beside it; then they change places.
+    A non-empty folder is replaced by one with the written files, and those old files that they do not replace. It stays
+    in place until the new one is complete beside it; then they are swapped.
 
     Args:
-        force: write into a folder that holds something: files of the same name, and weights of another model, go.
-        apart_from: folders that it may not be, nor lie in, nor hold.
+        force: allow a non-empty folder: files of the same name, and weights of another model, are deleted.
+        apart_from: folders that it may not be, be inside of, or contain.
 
     Raises:
-        RunError: there is something and `force` is not set, or it cannot be written; then all is as it was.
+        RunError: the folder is not empty and `force` is not set, or it cannot be written. Then nothing has changed.
     """
     check_not_taken(path, force, apart_from)
     given, path = path, real(path)
@@ -226,7 +227,7 @@ def atomic_folder(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> I
 
 
 def _keep(path: Path, part: Path) -> None:
-    """Put into the new folder what the old one holds and nothing takes the place of; large files are only linked."""
+    """Put old files that are not replaced into the new folder; large files are only linked."""
     gone = {old.name for pattern in _OF_MODELS for old in path.glob(pattern)}
     for old in path.iterdir():
         new = part / old.name
@@ -247,7 +248,7 @@ def _linked(old: str | Path, new: str | Path) -> None:
 
 
 def _exchange(path: Path, part: Path) -> None:
-    """Let the new folder take the place of the old one, which comes back if it cannot."""
+    """Swap in the new folder; the old one is restored if that fails."""
     old = _old(path)
     os.rename(path, old)
     try:
@@ -260,7 +261,7 @@ def _exchange(path: Path, part: Path) -> None:
 
 
 def _put_back(path: Path) -> None:
-    """Undo what a process left that was killed while the old folder and the new one changed places."""
+    """Undo an interrupted swap of a process that was killed."""
     old = _old(path)
     if not _gone(path).is_symlink():
         shutil.rmtree(_gone(path), ignore_errors=True)
@@ -285,7 +286,7 @@ def _gone(path: Path) -> Path:
 
 
 def check_not_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:
-    """Raises RunError for a place that may not be written; see `atomic_folder`."""
+    """Raise RunError for a place that may not be written; see `atomic_folder`."""
     own = real(path)
     if own.is_symlink():
         raise RunError(f"the links of {str(path)!r} lead in a circle", advice(errno.ELOOP))
@@ -309,7 +310,7 @@ def check_not_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) ->
 
 
 def check_file_not_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:
-    """The same for a file that will be written."""
+    """Raise RunError for a file that may not be written."""
     for other in apart_from:
         if real(other) in real(path).parents:
             raise RunError(f"{str(path)!r} lies in {str(other)!r}, which is only read", "choose another place")
@@ -320,7 +321,7 @@ def check_file_not_taken(path: Path, force: bool, apart_from: Iterable[Path] = (
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole, or not at all.
+    """Write a file atomically.
 
     Raises:
         RunError: it cannot be written.

@@ -1,6 +1,6 @@
-"""What the process imports first that others are forked from: no error is shown of one whose leader has gone.
+"""Imported first by the fork server, from which workers are forked: hides errors of a server whose parent is gone.
 
-The locks that such a child is given are gone with its leader, of which Python would show a traceback.
+Its locks are gone with the parent, for which Python would show a traceback.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether the Hub can be reached, found out in seconds: its client tries again for half a minute."""
+"""Whether the Hub can be reached, found out in seconds: its own client retries for half a minute."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ _MINUTE = 60  # for which an answer holds
 
 
 def unreachable() -> str | None:
-    """Why the Hub, or the proxy on the way to it, cannot be reached; None where it can, or where only its cache is
-    asked."""
+    """Why the Hub, or the proxy to it, cannot be reached; None if it can, or if only its cache is used."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -50,17 +49,17 @@ def _cannot_connect(host: str, port: int, _minute: int) -> str | None:
 
 
 def asking_cache() -> AbstractContextManager[None]:
-    """While it is open, the Hub's client reads its cache alone."""
+    """Context in which the Hub's client reads only its cache."""
     from huggingface_hub import constants
 
     return temporarily(constants, HF_HUB_OFFLINE=True)
 
 
 def near_path(name: str, ends: tuple[str, ...] = ()) -> str | None:
-    """A file or folder beside which `name` would be, and that is called nearly so; None where nothing is.
+    """An existing file or folder with a similar name in the same place; None if there is none.
 
     Args:
-        ends: how its name ends; without any, a bare name has nothing beside it, as it may be a Hub id.
+        ends: possible extensions; without any, a bare name is not looked up, as it may be a Hub id.
     """
     path = Path(name)
     if not ends and path.parent == Path("."):

@@ -1,6 +1,6 @@
-"""Python interpreters that zofo starts: none imports anything from the folder that it is called in.
+"""Python interpreters that zofo starts: none imports anything from the working folder.
 
-A `json.py` or `torch.py` that lies there, as in somebody's archive of data, would otherwise be taken for the library.
+A `json.py` or `torch.py` there, as in somebody's archive of data, would otherwise be imported instead of the library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HAS_SAFE_PATH = sys.version_info >= (3, 11)  # the option -P, and PYTHONSAFEPAT
 
 
 def python_command(code: str, *arguments: str) -> list[str]:
-    """The command of a Python interpreter that runs some code."""
+    """The command of a Python interpreter that runs code."""
     if _HAS_SAFE_PATH:
         return [sys.executable, "-P", "-c", code, *arguments]
     return [sys.executable, "-c", f"import sys; sys.path.pop(0); {code}", *arguments]
@@ -27,7 +27,7 @@ def python_command(code: str, *arguments: str) -> list[str]:
 
 @contextmanager
 def safe_path() -> Iterator[None]:
-    """While it is open, the same holds for every interpreter that is started, from Python 3.11 on."""
+    """Context in which started interpreters do not import from the working folder, from Python 3.11 on."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -44,14 +44,14 @@ LIBRARIES = ("zofo.training", "peft", "transformers.modeling_utils")
 
 
 def worker_context(imports: Sequence[str]) -> ForkServerContext | SpawnContext:
-    """How processes that make runs are started: from one that has imported what they need, once for all of them.
+    """The multiprocessing context of workers: a fork server that has imported the needed modules once.
 
-    That process only imports, so it has no threads that a fork would lose but those of OpenBLAS, which starts them
-    again. Some libraries ask an accelerator what it is while they are imported, and a fork could not use it then: where
-    there is one, elsewhere than on Linux, and before Python 3.11, which has no safe path, every process begins anew.
+    The server only imports, so a fork loses no threads except those of OpenBLAS, which restarts them. With an
+    accelerator, which some libraries initialise on import so that a fork could not use it, and also outside Linux and
+    before Python 3.11, which has no safe path, every process is spawned instead.
 
     Args:
-        imports: names of modules; the first call that names any decides for this process.
+        imports: names of modules; only the first call with any has an effect in this process.
     """
     import torch
 
@@ -68,7 +68,7 @@ def worker_context(imports: Sequence[str]) -> ForkServerContext | SpawnContext:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """While it is open, Ctrl-C means nothing, and to processes that are started in it never will."""
+    """Context in which Ctrl-C is ignored, also by processes that are started in it."""
     if threading.current_thread() is not threading.main_thread():  # which alone may change that
         yield
         return
@@ -80,10 +80,10 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 def begin_worker(threads: int) -> None:
-    """What such a process does first: it leaves Ctrl-C to its parent, and does not outlive it.
+    """Set up a worker: it leaves Ctrl-C to its parent, and ends with it.
 
     Args:
-        threads: of its computations, where OMP_NUM_THREADS does not say how many.
+        threads: number of threads, unless OMP_NUM_THREADS is set.
     """
     import torch
 

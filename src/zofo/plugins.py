@@ -5,9 +5,9 @@ A package names a module under the entry point group `zofo.plugins`:
     [project.entry-points."zofo.plugins"]
     my-parts = "my_package.zofo_parts"
 
-Importing that module registers its parts, with the same decorators as zofo's own. The module is imported when somebody
-names a part that zofo does not have, or lists all of them. So it works on the command line, in Python, in the processes
-of a study and in every later use of a run; and a plugin that is broken harms nobody who does not need it.
+Importing that module registers its parts, with the same decorators as zofo's own. It is imported when a name is not one
+of zofo's own parts, or when all parts are listed. So it works on the command line, in Python, in the workers of a study
+and in every later use of a run; and a broken plugin affects nobody who does not need it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Plugin:
     """An entry point of the group.
 
     Args:
-        name: of the entry point.
-        package: the distribution that has it.
-        version: of the distribution.
-        error: why its module could not be imported; empty for a plugin that works.
+        name: name of the entry point.
+        package: its distribution.
+        version: version of the distribution.
+        error: why its module could not be imported; empty for a working plugin.
     """
 
     name: str
@@ -51,7 +51,7 @@ _used: dict[str, str] = {}
 
 
 def load_plugins() -> list[Plugin]:
-    """Import all plugins, once a process, and give them back; those that failed say why and have registered nothing."""
+    """Import all plugins, once per process, and return them; failed ones have an error, and have registered nothing."""
     global _plugins, _found
     with _lock:
         if _plugins is not None or _found is not None:  # a plugin may ask for a name while it is imported
@@ -72,20 +72,20 @@ def load_plugins() -> list[Plugin]:
 
 
 def used_packages() -> dict[str, str]:
-    """The packages of plugins whose parts were asked for by name in this process, with their versions."""
+    """The packages of plugins whose parts this process has used, with their versions."""
     return dict(_used)
 
 
 def broken_plugins() -> str:
-    """What is wrong with the plugins that could not be imported, in one sentence each; empty where all could."""
+    """A sentence about each plugin that could not be imported."""
     return "; ".join(f"{plugin} could not be imported: {plugin.error}" for plugin in load_plugins() if plugin.error)
 
 
 def lost_packages(recorded: Mapping[str, object]) -> str:
-    """Which packages a run was made with whose plugins are not at hand, and what to type; empty for none.
+    """The packages whose plugins a run needs and that are missing, and what to type; empty for none.
 
     Args:
-        recorded: the environment.json of the run, which has `plugin PACKAGE` with the version for each.
+        recorded: the run's environment.json, which has `plugin PACKAGE` with the version for each.
     """
     here = {plugin.package for plugin in load_plugins() if not plugin.error}
     used = {key.removeprefix("plugin "): value for key, value in recorded.items() if key.startswith("plugin ")}
@@ -98,13 +98,13 @@ def lost_packages(recorded: Mapping[str, object]) -> str:
 
 
 def registered(undo: Callable[[], object]) -> Callable[[], object]:
-    """Say that something was registered.
+    """Record a registration by a plugin.
 
     Args:
-        undo: takes it back, if the plugin that did it fails later.
+        undo: undoes the registration if the plugin fails later.
 
     Returns:
-        What is called when it is used, so that a run can write down which packages it needs.
+        A function to call when it is used, so that a run can record which packages it needs.
     """
     if _found is None:
         return lambda: None
@@ -119,7 +119,7 @@ def registered(undo: Callable[[], object]) -> Callable[[], object]:
 
 
 def forget_plugins() -> None:
-    """Take back what all plugins registered, so that they are looked for again: for tests of plugins."""
+    """Undo all registrations of plugins, so that they are looked for again. For tests of plugins."""
     global _plugins
     for undos in (_undo, _done):
         while undos:

@@ -1,7 +1,7 @@
-"""The processes of one run, as a launcher has started them, and what they exchange: a few numbers.
+"""The processes of one run, as started by a launcher, and their communication: a few numbers.
 
-Every process has all rows, draws the same directions and makes the same updates. They share out the examples of a
-batch, and tell each other the losses. accelerate starts the group of processes, and moves the numbers.
+Every process has all rows, draws the same directions and makes the same updates. They split each batch, and exchange
+the losses. accelerate starts the process group, and transfers the numbers.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _SHARDING = {
 
 
 class Attempt:
-    """Keeps an error that comes while it is open, for the other processes to be told of it first.
+    """Context that holds back an error, so that the other processes learn of it first.
 
     Attributes:
-        failure: what came; None for nothing.
+        failure: the error; None for none.
     """
 
     failure: Exception | None = None
@@ -48,18 +48,18 @@ class Attempt:
 
 
 class Processes:
-    """This process and the others of its run; alone by default.
+    """This process and the others of its run; a single one by default.
 
-    Each exchange begins with one number of every process: 0, or that it failed, or the number of the signal that asked
-    it to stop. So none waits for one that failed, and all stop after the same step.
+    Each exchange begins with one number from every process: 0, a failure, or the number of the signal that asked it to
+    stop. So no process waits for a failed one, and all stop after the same step.
 
     Args:
-        rank: of this process, from 0.
-        size: how many there are.
-        device: where the numbers that are exchanged have to lie.
+        rank: rank of this process, from 0.
+        size: number of processes.
+        device: device of exchanged numbers.
 
     Attributes:
-        bytes: of numbers that all processes have put in so far, for losses and gradients.
+        bytes: total size of losses and gradients that all processes have sent so far.
         signal: number of the signal that asked this process to stop; 0 for none.
         asked: the same of any process, which all of them know.
     """
@@ -93,16 +93,16 @@ class Processes:
     def gather(
         self, numbers: torch.Tensor | None, width: int, dtype: torch.dtype, failure: Exception | None = None
     ) -> torch.Tensor:
-        """The numbers of all processes.
+        """Gather numbers from all processes.
 
         Args:
-            numbers: of this one, of any shape; None where it failed.
-            width: the most numbers that any of them has.
-            dtype: in which they are exchanged.
+            numbers: the numbers of this process, in any shape; None if it failed.
+            width: the maximum count over processes.
+            dtype: dtype of the exchange.
             failure: why this process has none.
 
         Returns:
-            One row for each process, its numbers first: [processes, width], on the CPU.
+            One row per process, with its numbers first: [processes, width], on the CPU.
 
         Raises:
             ProcessError: another process failed, or has ended.
@@ -117,7 +117,7 @@ class Processes:
         return found[:, 1:]
 
     def add(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over all processes, the same bits in each of them."""
+        """The sum of a tensor over all processes, with the same bits in each of them."""
         from accelerate.utils import reduce
 
         self.bytes += numbers.nbytes * self.size
@@ -127,7 +127,7 @@ class Processes:
         return total.to(numbers.device)
 
     def gather_json(self, value: Any, failure: Exception | None = None) -> list[Any]:
-        """A value of every process, in their order; it must be JSON.
+        """A JSON value from every process, in order.
 
         Raises:
             ProcessError: another process failed, or has ended.
@@ -147,7 +147,7 @@ class Processes:
         return [json.loads(bytes(row[:length].tolist()).decode()) for row, length in zip(found, lengths, strict=True)]
 
     def first(self, work: Callable[[], T]) -> T:
-        """What the first process finds, in all of them; it must be JSON. Raises there what `work` raises."""
+        """The JSON result of the first process, in all of them. Its error is raised in all of them, too."""
         if self.alone:
             return work()
         found = None
@@ -157,7 +157,7 @@ class Processes:
         return value
 
     def each(self, items: Sequence[T], work: Callable[[T], R]) -> list[R]:
-        """The results of some work on each item, shared out and in their order; they must be JSON."""
+        """The JSON results of some work on each item, shared among the processes, in order."""
         if self.alone:
             return [work(item) for item in items]
         own: list[R] = []
@@ -168,9 +168,9 @@ class Processes:
 
     @contextmanager
     def alike(self) -> Iterator[None]:
-        """While it is open, all processes do the same; when it closes, they know whether all of them could.
+        """Context in which all processes do the same; on exit they know whether all succeeded.
 
-        An error that several have is said by the first of them.
+        An error that several have is reported by the first of them.
 
         Raises:
             ProcessError: another process could not.
@@ -191,7 +191,7 @@ class Processes:
 
     @contextmanager
     def one_voice(self) -> Iterator[None]:
-        """While it is open, an error that all processes have is said by the first, and any other by whose it is."""
+        """Context in which an error of all processes is reported by the first, and any other by its own process."""
         try:
             yield
         except (ZofoError, Interrupted) as error:
@@ -200,7 +200,7 @@ class Processes:
             raise
 
     def check_same(self, own: Mapping[str, Any], hint: str) -> None:
-        """Raises ConfigError where a value is not the same in all processes; they must be JSON."""
+        """Raise ConfigError if a JSON value is not the same in all processes."""
         first, *others = self.gather_json(dict(own))
         for rank, other in enumerate(others, start=1):
             for key, value in other.items():
@@ -211,7 +211,7 @@ class Processes:
                     raise self.differs(ConfigError, f"{key} is {values}", hint)
 
     def differs(self, error: type[ZofoError], message: str, hint: str) -> ZofoError:
-        """An error that all processes find when they compare what they have, and that the first one says."""
+        """An error that all processes find when they compare values, reported by the first one."""
         found = error(message, hint)
         found.quiet = not self.is_first
         return found
@@ -238,7 +238,7 @@ class Processes:
             raise lost from error
 
     def _heed(self, states: torch.Tensor, failure: Exception | None) -> None:
-        """Raise where a process has failed, and take notice of a signal."""
+        """Raise if a process has failed, and take notice of a signal."""
         if failure is not None:
             raise failure
         failed = (states == _FAILED).nonzero()
@@ -260,7 +260,8 @@ ALONE = Processes()
 
 
 def joined() -> Processes:
-    """The processes that a launcher has started, such as `accelerate launch` or `torchrun`; one where there is none.
+    """The processes that a launcher such as `accelerate launch` or `torchrun` has started; a single one without a
+    launcher.
 
     Raises:
         ConfigError: the launcher is configured to shard models, or the processes cannot find each other.
@@ -287,7 +288,7 @@ def joined() -> Processes:
 
 
 def _started(kind: Any) -> Any:
-    """accelerate's state, with the group of processes started, on the CPU where there is nothing else."""
+    """accelerate's state, with the process group started, on the CPU if there is no other device."""
     if kind._shared_state:
         return kind()
     from_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
@@ -302,7 +303,7 @@ def _started(kind: Any) -> Any:
 
 
 def check_whole() -> None:
-    """Raises ConfigError where accelerate is configured to cut the tensors of a model into pieces."""
+    """Raise ConfigError if accelerate is configured to shard the tensors of a model."""
     for variable, what in _SHARDING.items():
         if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Names for parts: the only way a configuration can say which class it wants."""
+"""Named parts: the only way in which a configuration can select a class."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """A mapping from a public name to a part of one kind, with "did you mean" for unknown names.
 
-    A name that zofo does not have itself is looked for in the plugins of other packages; see `zofo.plugins`.
+    Unknown names are looked up in the plugins of other packages; see `zofo.plugins`.
 
     Args:
-        kind: what the parts are, in the singular, as an error message should call them.
+        kind: the kind of its parts in the singular, for error messages.
 
     Example:
         >>> colours = Registry[type]("colour")
@@ -33,10 +33,10 @@ class Registry(Generic[T]):
         self._use: dict[str, Callable[[], object]] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that enters a part under `name`; a name can be taken only once.
+        """Decorator that registers a part under `name`; names are unique.
 
         Raises:
-            ValueError: it is taken, or holds a slash, as only paths and ids of the Hub do.
+            ValueError: it is taken, or contains a slash, which only paths and Hub ids do.
         """
 
         def enter(part: T) -> T:

@@ -1,7 +1,6 @@
-"""Keys that once had another name: read where a file of an older version has them, and told to whoever types one.
+"""Keys that have been renamed: accepted in files of older versions, and suggested to whoever types an old one.
 
-A configuration that is given must have today's keys. What a run, a trajectory or a patch has recorded is read with
-either name.
+A new configuration must have today's keys. Records in runs, trajectories and patches are read with either name.
 """
 
 from __future__ import annotations
@@ -77,19 +76,19 @@ _ANYWHERE = {**_OF_STUDIES, **_OF_RECIPES, **OF_TASK_FILES, "start": "init_from"
 
 
 def name_now(key: str) -> str | None:
-    """What a key is called now.
+    """The current name of a key.
 
     Args:
-        key: dotted, as a file or the command line has it.
+        key: dotted key from a file or the command line.
 
     Returns:
-        The last part of its name of today; None for a key that never had another.
+        The last part of its current name; None for a key that was never renamed.
     """
     return OF_RUNS.get(key, _ANYWHERE.get(key.rpartition(".")[2], "")).rpartition(".")[2] or None
 
 
 def run_as_now(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a run that an older version has recorded, with the keys of today."""
+    """The recorded configuration of an older version's run, with today's keys."""
     made = _renamed(tree, "")
     method = made.get("method")
     if isinstance(method, dict) and method.get("parameters") == "partial":  # which `trainable` says alone
@@ -102,12 +101,13 @@ def run_as_now(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def method_as_now(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a method that an older version has recorded, such as the header of a trajectory."""
+    """The recorded options of a method of an older version, such as in the header of a trajectory, with today's
+    keys."""
     return _renamed(tree, "method.")
 
 
 def task_as_now(content: Any) -> Any:
-    """A task that an older version has recorded, with the keys of today; what is no task is left to be refused."""
+    """The recorded task of an older version, with today's keys; an invalid one is returned unchanged."""
     if not isinstance(content, Mapping):
         return content
     return {OF_TASK_FILES.get(key, key): value for key, value in content.items()}

@@ -1,6 +1,4 @@
-"""SIGTERM and Ctrl-C, and a pipe that nobody reads: a run finishes what it is at and saves; a second signal leaves at
-once.
-"""
+"""Handling of SIGTERM, Ctrl-C and closed pipes: a run finishes its step and saves; a second signal exits at once."""
 
 from __future__ import annotations
 
@@ -18,10 +16,10 @@ _open: list[Signals] = []  # whose handlers are or were set, the innermost last
 
 
 def remember_closed_pipe() -> bool:
-    """Let a run that is under way, and saves, stop as after SIGTERM, since nobody reads any more what it shows.
+    """Let an active run that saves stop as after SIGTERM, since nobody reads its output any more.
 
     Returns:
-        Whether there is one; else nothing is remembered.
+        Whether there is such a run; otherwise nothing happens.
     """
     number = getattr(signal, "SIGPIPE", None)  # which Windows lacks
     if number is None or not any(one._defers for one in _open):
@@ -32,7 +30,7 @@ def remember_closed_pipe() -> bool:
 
 
 class Signals:
-    """Remembers the signal that asked the process to stop, also one that came to those of a part of its work."""
+    """Remembers the signal that asked the process to stop, including one that arrived during nested work."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -41,12 +39,12 @@ class Signals:
 
     @contextmanager
     def defer_signals(self, answer: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-        """While it is open, the first SIGTERM or Ctrl-C is only remembered; a second one does what it did before.
+        """Context in which the first SIGTERM or Ctrl-C is only remembered; a second one has its usual effect.
 
-        Outside the main thread, where no handler can be set, signals do what they always do.
+        Outside the main thread, where no handler can be set, signals keep their usual effect.
 
         Args:
-            answer: told at once of the first one, with what is being finished; it has returned when this closes.
+            answer: called at once for the first one, with what is being finished; it has returned on exit.
         """
         answers: list[threading.Thread] = []
 
@@ -68,13 +66,13 @@ class Signals:
 
     @contextmanager
     def raise_on_signal(self, kept: Callable[[], str | None] = lambda: None) -> Iterator[None]:
-        """While it is open, SIGTERM and Ctrl-C raise Interrupted where they come, since there is nothing to save.
+        """Context in which SIGTERM and Ctrl-C raise Interrupted at once, since there is nothing to save.
 
-        A part of the work may open others inside, which catch them; then `received` says what came. It is not
-        hidden by a library that makes an error of its own of all that is raised inside of it, as pydantic does.
+        Nested contexts may catch a signal; then `received` has it. It is not lost in a library that converts all
+        errors, as pydantic does.
 
         Args:
-            kept: asked then what is kept nevertheless, see `Interrupted`.
+            kept: called for what is kept nevertheless, see `Interrupted`.
         """
         stops: list[Interrupted] = []
 
@@ -92,22 +90,23 @@ class Signals:
 
     @property
     def name(self) -> str | None:
-        """Of the signal, once there was one."""
+        """Name of the signal, after there was one."""
         return None if self.received is None else signal.Signals(self.received).name
 
     def is_second_signal(self, error: BaseException) -> bool:
-        """Whether an error is that of a second signal, after which nothing is written any more."""
+        """Whether an error comes from a second signal, after which nothing more is written."""
         again = isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted)
         return again and self.received is not None
 
     def check(self, steps: int | None) -> None:
-        """Raises Interrupted if the process was asked to stop; `steps` are made and saved, None where nothing is."""
+        """Raise Interrupted if the process was asked to stop; `steps` are made and saved, None for nothing."""
         if self.received is not None:
             raise Interrupted(signal.Signals(self.received).name, 128 + self.received, steps)
 
     @contextmanager
     def _handling(self, act: Callable[[int, Callable[[], None]], None]) -> Iterator[None]:
-        """While it is open, a signal that is not ignored calls `act`, with its number and what puts handlers back."""
+        """Context in which a signal that is not ignored calls `act` with its number and a function that restores
+        handlers."""
         in_main = threading.current_thread() is threading.main_thread()  # elsewhere no handler can be set
         before = {number: signal.getsignal(number) for number in _CAUGHT} if in_main else {}
 

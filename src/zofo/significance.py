@@ -1,4 +1,4 @@
-"""Means with intervals, and tests of differences in pairs."""
+"""Means with confidence intervals, and paired tests of differences."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ LEVEL, POWER = 0.95, 0.8
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and how well it is known.
+    """A mean with its confidence interval.
 
     Args:
-        mean: of the values; NaN where there is none.
+        mean: mean of the values; NaN for none.
         half: half the width of the 95 % interval; None for fewer than two values.
-        n: how many values.
+        n: number of values.
     """
 
     mean: float
@@ -30,7 +30,7 @@ def interval(values: Sequence[float]) -> Interval:
     """mean +- t(0.975, n - 1) s / sqrt(n), with s the standard deviation of the sample.
 
     Args:
-        values: independent ones, such as the scores of several seeds.
+        values: independent values, such as the scores of several seeds.
     """
     n = len(values)
     if n < 2:
@@ -39,15 +39,17 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def t_quantile(n: int) -> float:
-    """Half of a 95 % interval of the mean of n values, in standard errors: t(0.975, n - 1)."""
+    """Half of the 95 % interval of the mean of n values, in standard errors: t(0.975, n - 1)."""
     from scipy import stats  # takes most of a second
 
     return float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
 
 
 def detectable(values: Sequence[float]) -> float | None:
-    """The smallest true mean that a two-sided t-test of so many values, which spread as these do, finds with 80 %
-    probability: (t(0.975, n - 1) + t(0.8, n - 1)) s / sqrt(n); None for fewer than two values.
+    """The smallest true mean that a two-sided t-test of these values finds with 80 % probability.
+
+    (t(0.975, n - 1) + t(0.8, n - 1)) s / sqrt(n), for as many values with their standard deviation; None for fewer than
+    two.
 
     Source: the usual approximation of the power of a t-test by a shifted t distribution.
     """
@@ -60,7 +62,7 @@ def detectable(values: Sequence[float]) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p values corrected for their number: the chance that any of them is so small, if no difference were real.
+    """p values corrected for multiple testing: the probability that any is so small if no difference is real.
 
     Sorted p(1) <= ... <= p(m), the k-th becomes max over j <= k of min(1, (m - j + 1) p(j)); None stays None.
 
@@ -77,15 +79,15 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 @dataclass(frozen=True)
 class Paired:
-    """How a method differs from another, in pairs.
+    """The paired difference of two methods.
 
     Args:
         difference: mean of the differences, with its interval.
-        t_test: p of the paired t-test; None where it has no meaning: fewer than two pairs, or equal differences.
-        wilcoxon: p of Wilcoxon's signed-rank test; None for fewer than two pairs, or when no pair differs.
-        wins: pairs in which the first is the higher.
-        losses: pairs in which it is the lower.
-        detectable: the smallest true difference that so many pairs would probably show, see `detectable`.
+        t_test: p of the paired t-test; None if it is undefined: fewer than two pairs, or equal differences.
+        wilcoxon: p of Wilcoxon's signed-rank test; None for fewer than two pairs, or if no pair differs.
+        wins: number of pairs in which the first is higher.
+        losses: number of pairs in which it is lower.
+        detectable: the smallest true difference that this number of pairs would probably show, see `detectable`.
     """
 
     difference: Interval
@@ -96,8 +98,9 @@ class Paired:
     detectable: float | None = None
 
     def verdict(self, margin: float | None) -> str:
-        """What the 95 % interval says: `better`, `worse`, or neither is known: `open`. With a margin, `equal` where the
-        whole interval lies within it."""
+        """The conclusion from the 95 % interval: `better`, `worse`, or `open`.
+
+        With a margin, `equal` if the whole interval lies within it."""
         middle, half = self.difference.mean, self.difference.half
         if half is None:
             return "open"
@@ -110,7 +113,7 @@ _ROUNDING = 1e-12  # of differences that would be equal in exact arithmetic, as 
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """Both tests of the differences first - second, two-sided; the same place of both is a pair."""
+    """Both two-sided tests of the differences first - second; values with the same index are a pair."""
     from scipy import stats
 
     size = max((abs(value) for value in (*first, *second)), default=0.0)

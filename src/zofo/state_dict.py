@@ -1,4 +1,4 @@
-"""What a method remembers from step to step beside theta, as JSON values and tensors: what a checkpoint holds."""
+"""The state of a method between steps, besides theta, as JSON values and tensors: the content of a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from zofo.errors import CheckpointError
 
 @dataclass
 class StateDict:
-    """JSON values and tensors by name; parts of it have names of their own.
+    """JSON values and tensors by name, with named parts.
 
     Args:
-        values: anything JSON.
-        tensors: by name; they may be those in use, and are only read.
-        files: safetensors files with the tensors of some parts, by the part's name, each read when its part is asked
-            for: for more than fits into memory. They may be those in use, and are as they are until the next step.
+        values: any JSON.
+        tensors: tensors by name; may be those in use, and are only read.
+        files: safetensors files with the tensors of some parts, by the part's name, each read when its part is
+            requested: for more than fits into memory. They may be those in use, and are valid until the next step.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -30,22 +30,22 @@ class StateDict:
     files: dict[str, Path] = field(default_factory=dict)
 
     def put(self, name: str, part: StateDict) -> StateDict:
-        """Add a part under a name, and give back the whole."""
+        """Add a part under a name, and return the whole."""
         self.values[name] = part.values
         self.tensors |= {f"{name}/{key}": tensor for key, tensor in part.tensors.items()}
         self.files |= {f"{name}/{key}": path for key, path in part.files.items()}
         return self
 
     def put_file(self, name: str, values: dict[str, Any], path: Path) -> StateDict:
-        """Add a part whose tensors are in a file, and give back the whole."""
+        """Add a part whose tensors are in a file, and return the whole."""
         self.values[name], self.files[name] = values, path
         return self
 
     def part(self, name: str) -> StateDict:
-        """What was put there; from a file, tensors of its own.
+        """The part of that name; from a file, with its own tensors.
 
         Raises:
-            CheckpointError: nothing was.
+            CheckpointError: there is no such part.
             SafetensorError: its file is damaged.
         """
         values = self.values.get(name)
@@ -60,16 +60,16 @@ class StateDict:
 
 
 def tensors_to_state(tensors: Sequence[torch.Tensor]) -> StateDict:
-    """Some tensors, in their order."""
+    """The state of some tensors, in their order."""
     return StateDict({"count": len(tensors)}, {str(number): t.detach() for number, t in enumerate(tensors)})
 
 
 @torch.no_grad()
 def load_tensors_state(tensors: Sequence[torch.Tensor], saved: StateDict) -> None:
-    """Write what was remembered of some tensors into them.
+    """Copy the state of some tensors into them.
 
     Raises:
-        CheckpointError: it is of other tensors.
+        CheckpointError: it belongs to other tensors.
     """
     for number, tensor in enumerate(tensors):
         found = saved.tensors.get(str(number))
@@ -79,7 +79,7 @@ def load_tensors_state(tensors: Sequence[torch.Tensor], saved: StateDict) -> Non
 
 
 def optimizer_to_state(optimizer: torch.optim.Optimizer) -> StateDict:
-    """An optimiser of torch."""
+    """The state of a torch optimizer."""
     state = optimizer.state_dict()
     values: dict[str, dict[str, Any]] = {}
     tensors: dict[str, torch.Tensor] = {}
@@ -90,7 +90,7 @@ def optimizer_to_state(optimizer: torch.optim.Optimizer) -> StateDict:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: StateDict) -> None:
-    """Give an optimiser, built as the other was, its state back."""
+    """Load the state of an optimizer into one that was built alike."""
     state: dict[int, dict[str, Any]] = {int(n): dict(kept) for n, kept in saved.values["state"].items()}
     for name, tensor in saved.tensors.items():
         number, key = name.split("/", 1)
@@ -99,7 +99,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: StateDict) -> 
 
 
 def of_displacement(displacement: Displacement) -> list[list[float]]:
-    """The terms, as JSON has them: [seed, step, index, coefficient]."""
+    """The terms as JSON: [seed, step, index, coefficient]."""
     return [[*key, coefficient] for key, coefficient in displacement.items()]
 
 
@@ -109,7 +109,7 @@ def to_displacement(terms: Sequence[Sequence[float]]) -> Displacement:
 
 
 def of_numbers(numbers: Mapping[Key, float]) -> list[list[float]]:
-    """Numbers by key, those that are 0 among them, as JSON has them."""
+    """Numbers by key as JSON, including those that are 0."""
     return [[*key, number] for key, number in numbers.items()]
 
 

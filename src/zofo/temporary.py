@@ -1,4 +1,4 @@
-"""What holds for a while, and is put back afterwards: attributes of an object, and context variables."""
+"""Temporary values: attributes of an object, and context variables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @contextmanager
 def temporarily(owner: Any, **values: Any) -> Iterator[None]:
-    """While it is open, attributes of an object have these values."""
+    """Context in which attributes of an object have these values."""
     before = {name: getattr(owner, name) for name in values}
     try:
         for name, value in values.items():
@@ -25,7 +25,7 @@ def temporarily(owner: Any, **values: Any) -> Iterator[None]:
 
 @contextmanager
 def bound(variable: ContextVar[T], value: T) -> Iterator[None]:
-    """While it is open, a context variable has this value."""
+    """Context in which a context variable has this value."""
     token = variable.set(value)
     try:
         yield

@@ -1,12 +1,12 @@
-"""What zofo promises of methods, adapters, metrics, noises and rules, as checks for its own and those of plugins.
+"""Conformance checks for methods, adapters, metrics, noises and rules, zofo's own and those of plugins.
 
     from zofo.testing import check_method
 
     def test_my_method(tmp_path):
         check_method("my-method", tmp_path, batch_size=4)
 
-Each check raises an AssertionError that says what does not hold. They work offline, on a tiny Llama and made-up rows,
-in a few seconds.
+Each check raises an AssertionError that says what is wrong. They work offline, on a tiny Llama and made-up rows, in a
+few seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LOGS = ("config.yaml", "environment.json", "metrics.jsonl", "summary.json")  # 
 
 
 def tiny_model(folder: Path) -> Path:
-    """A Llama of two layers with random weights and a tokenizer, saved as a transformers folder; gives the folder.
+    """Save a Llama of two layers with random weights and a tokenizer as a transformers folder; returns the folder.
 
     Args:
         folder: where it is written; it is made.
@@ -78,11 +78,11 @@ def tiny_model(folder: Path) -> Path:
 
 
 def tiny_rows(folder: Path, count: int = 24) -> Path:
-    """Made-up film reviews with labels 0 and 1, as `task.data_dir` takes them; gives the folder.
+    """Write made-up film reviews with labels 0 and 1 for `task.data_dir`; returns the folder.
 
     Args:
-        folder: where train.jsonl, validation.jsonl and test.jsonl are written; it is made.
-        count: rows of train; the others have six.
+        folder: new folder for train.jsonl, validation.jsonl and test.jsonl.
+        count: number of training rows; the other files have six.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for first, split, rows in ((0, "train", count), (100, "validation", 6), (200, "test", 6)):
@@ -95,17 +95,17 @@ def tiny_rows(folder: Path, count: int = 24) -> Path:
 
 
 def check_method(name: str, folder: Path, **options: Any) -> RunFolder:
-    """Put a method through training: seeds, counts, stops, restoring, and its configuration.
+    """Train with a method, and check seeds, counts, resuming, restoring, and its configuration.
 
     * The same seed gives the same bits, and the last step's count of queries is the summary's.
-    * A run that is stopped after two steps and goes on ends with the bits of one that was not.
-    * The trained model comes back with the loss that training ended with.
-    * The written configuration is read back as it was.
+    * A run that is stopped after two steps and resumed ends with the same bits as one that was not stopped.
+    * The restored model has the loss that training ended with.
+    * The saved configuration is equal when read back.
 
     Args:
-        name: of the method.
-        folder: an empty one to work in.
-        options: of the method, in place of its defaults.
+        name: name of the method.
+        folder: an empty folder to work in.
+        options: options of the method, instead of its defaults.
 
     Returns:
         The run, of four steps.
@@ -146,18 +146,18 @@ def check_method(name: str, folder: Path, **options: Any) -> RunFolder:
 
 
 def check_adapter(name: str, folder: Path, **options: Any) -> RunFolder:
-    """Put an adapter through first-order training, as `check_method` does, and see that its tensors are saved.
+    """Train an adapter with first-order steps, as `check_method` does, and check that its tensors are saved.
 
     Args:
-        name: of the adapter.
-        folder: an empty one to work in.
-        options: of the adapter, in place of its defaults.
+        name: name of the adapter.
+        folder: an empty folder to work in.
+        options: options of the adapter, instead of its defaults.
 
     Returns:
         The run, of four steps.
 
     Raises:
-        AssertionError: what `check_method` says; or the adapter has no tensors.
+        AssertionError: as `check_method`; or the adapter has no tensors.
     """
     assert (ADAPTERS[name].__doc__ or "").strip(), (
         "the adapter has no docstring: `zofo list adapters` shows its first line"
@@ -170,10 +170,10 @@ def check_adapter(name: str, folder: Path, **options: Any) -> RunFolder:
 def check_metric(
     name: str, examples: Sequence[Example], right: Sequence[int | str], wrong: Sequence[int | str]
 ) -> None:
-    """See that a metric is from -1 to 1, does not depend on the order of examples, and is higher for better answers.
+    """Check that a metric is between -1 and 1, independent of the order of examples, and higher for better answers.
 
     Args:
-        name: of the metric.
+        name: name of the metric.
         examples: at least two.
         right: a good answer to each.
         wrong: a bad answer to each.
@@ -191,12 +191,12 @@ def check_metric(
 
 
 def check_noise(name: str, draws: int = 4000, **options: Any) -> None:
-    """See that directions are the same bits whatever the blocks, and have mean 0 and covariance I.
+    """Check that directions have the same bits for any block size, mean 0 and covariance I.
 
     Args:
-        name: of the noise.
-        draws: how many directions of 12 entries are drawn; their moments may be 5 standard errors from what they are.
-        options: of the noise.
+        name: name of the noise.
+        draws: number of directions of 12 entries; moments may deviate by 5 standard errors.
+        options: options of the noise.
 
     Raises:
         AssertionError: something of this does not hold.
@@ -218,11 +218,11 @@ def check_noise(name: str, draws: int = 4000, **options: Any) -> None:
 
 
 def check_rule(name: str, **options: Any) -> None:
-    """See that a rule turns the same estimates into the same weights, and moves against the gradient.
+    """Check that a rule is deterministic, and moves against the gradient.
 
     Args:
-        name: of the rule.
-        options: of the rule.
+        name: name of the rule.
+        options: options of the rule.
 
     Raises:
         AssertionError: something of this does not hold.
@@ -248,7 +248,7 @@ def check_rule(name: str, **options: Any) -> None:
 
 
 class _StopsAt:
-    """A stream that asks the process to stop when it is told of a step."""
+    """A stream that asks the process to stop when a given step is reported."""
 
     def __init__(self, step: int) -> None:
         self._step = step
@@ -261,11 +261,11 @@ class _StopsAt:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Does nothing: nothing is buffered."""
 
 
 def _assert_same(run: RunFolder, other: RunFolder, what: str) -> None:
-    """Compare the files of two runs, but for what holds seconds or names folders."""
+    """Compare the files of two runs, except for times and folder names."""
     first, second = _files(run), _files(other)
     assert first.keys() == second.keys(), f"{what} has left other files: {sorted(first.keys() ^ second.keys())}"
     differing = [name for name in first if first[name] != second[name]]

@@ -1,4 +1,4 @@
-"""Independent jobs on the CPU: in as many threads as torch has, with one core for each job."""
+"""Independent jobs on the CPU, in as many threads as torch has, one core per job."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MOST = 8  # threads: each holds a few MiB, and by then memory is what they wait
 
 
 def run_jobs(jobs: Sequence[Callable[[], object]]) -> None:
-    """Do all jobs, in any order, without gradients.
+    """Run all jobs, in any order, without gradients.
 
-    Where operations are short, a core that does jobs of its own is faster than one that shares each operation with
-    others, since the numbers stay in its cache.
+    For short operations, a core that runs its own jobs is faster than several cores that share each operation, since
+    data stay in its cache.
 
     Raises:
-        BaseException: what a job raises, or an interrupt; by then none is under way.
+        BaseException: from a job, or an interrupt. By then no job is running.
     """
     threads = min(torch.get_num_threads(), _MOST)
     if threads == 1 or len(jobs) == 1:
@@ -47,7 +47,7 @@ def run_jobs(jobs: Sequence[Callable[[], object]]) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads in each of which torch uses one core; a process that was forked has none of those of its parent."""
+    """Threads in each of which torch uses one core; a forked process does not inherit those of its parent."""
     all_begun, before = threading.Barrier(threads), torch.get_num_threads()
 
     def begin() -> None:

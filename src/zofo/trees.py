@@ -1,6 +1,6 @@
-"""Configuration as it is written: YAML, `key=value`, and trees of keys laid over one another.
+"""Configuration in written form: YAML, `key=value`, and merging of trees.
 
-YAML is read as plain values alone, within bounds, with no key twice and no number with a second reading.
+YAML is read as plain values only, within limits, without duplicate keys or ambiguous numbers.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Tree = dict[str, Any]
 
 
 def merge_trees(*trees: Mapping[str, Any]) -> dict[str, Any]:
-    """One tree from several, the last one winning key by key.
+    """Merge trees key by key; the last one wins.
 
-    A key may be nested or dotted: `{method: {rule: {lr: 1}}}` is `{method.rule.lr: 1}`. A name joins a group that has
-    none, and another name replaces the group with all its options.
+    A key may be nested or dotted: `{method: {rule: {lr: 1}}}` is `{method.rule.lr: 1}`. A name is added to a group that
+    has none, and another name replaces the group with all its options.
 
     Args:
-        trees: as YAML gives them; none of them is changed.
+        trees: parsed YAML; not modified.
 
     Raises:
-        ConfigError: a value stands where a later tree has keys below it.
+        ConfigError: a key has a value, and keys below it in a later tree.
     """
     tree: dict[str, Any] = {}
     for one in trees:
@@ -54,7 +54,7 @@ def _lay(tree: dict[str, Any], path: Sequence[str], content: Mapping[Any, Any]) 
 
 
 def get_by_path(tree: Mapping[str, Any], key: str) -> Any:
-    """What stands at a dotted key; a bare name stands for a group with that name; None where nothing does."""
+    """The value at a dotted key; a bare name counts as a group with that name; None if there is nothing."""
     found: Any = tree
     for part in key.split("."):
         if isinstance(found, str):
@@ -73,13 +73,13 @@ def flatten(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
 
 
 def parse_override(override: str, example: str = _EXAMPLE) -> tuple[list[str], Any]:
-    """The keys that an override leads through, and its value, read as YAML.
+    """The path of keys of an override, and its value, parsed as YAML.
 
     Args:
-        override: `path.to.key=value`. A template, whose braces mean something else in YAML, may stand as it is.
+        override: `path.to.key=value`. A template, whose braces mean something else in YAML, needs no quotes.
 
     Raises:
-        ConfigError: it has no key, or its value is not YAML, or gives a key twice.
+        ConfigError: it has no key, or its value is not YAML, or has a duplicate key.
     """
     path, equals, text = override.partition("=")
     if not equals or not path:
@@ -102,21 +102,21 @@ def parse_override(override: str, example: str = _EXAMPLE) -> tuple[list[str], A
 
 
 def split_arguments(arguments: Sequence[str] | None, more: Sequence[str] = ()) -> tuple[str | None, list[str]]:
-    """What is typed after a verb: the file or recipe that stands first, if any, and the overrides; then `more`."""
+    """The arguments of a command: the leading file or recipe, if any, and the overrides; then `more`."""
     given = list(arguments or [])
     file = given.pop(0) if given and "=" not in given[0] else None
     return file, [*given, *more]
 
 
 def set_by_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set one key. A name joins options that were given without one; another name replaces the group.
+    """Set one key. A name is added to options without one; another name replaces the group.
 
     Args:
-        tree: changed in place; the groups on the way to the key are copied, so that others may share them.
-        value: of the key; a group is joined with the one that is there.
+        tree: modified in place; groups on the path are copied, so that others may share them.
+        value: value of the key; a group is merged with the existing one.
 
     Raises:
-        ConfigError: a value stands where the path needs a group.
+        ConfigError: the path needs a group where there is a value.
     """
     for part in path[:-1]:
         below = tree.get(part, {})
@@ -137,7 +137,7 @@ def set_by_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def without(tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
-    """A copy of a tree that lacks one key; the tree itself, copied, where it has none."""
+    """A copy of a tree without one key."""
     below = tree.get(path[0])
     if len(path) > 1:
         return {**tree, path[0]: without(below, path[1:])} if isinstance(below, Mapping) else dict(tree)
@@ -145,12 +145,12 @@ def without(tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
 
 
 def format_overrides(tree: Tree) -> str:
-    """A tree on one line, as `key=value` would be typed on the command line."""
+    """A tree on one line, as `key=value` on the command line."""
     return " ".join(f"{key}={value}" for key, value in flatten(tree))
 
 
 def format_yaml(tree: Mapping[str, Any], letters: bool = True) -> str:
-    """A tree as YAML, its keys in their order; `letters` that are not ASCII stay as they are."""
+    """A tree as YAML, with keys in order; non-ASCII `letters` are kept."""
     return str(yaml.dump(dict(tree), Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=letters))
 
 
@@ -158,7 +158,7 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, is not YAML, or gives a key twice.
+        ConfigError: it cannot be read, is not YAML, or has a duplicate key.
     """
     try:
         check_not_special(path)
@@ -171,7 +171,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _about_tab(error: Exception) -> str | None:
-    """Where a tab stands in place of spaces, if that is what is wrong."""
+    """Where a tab is used instead of spaces, if that is what is wrong."""
     if not isinstance(error, yaml.MarkedYAMLError) or "'\\t'" not in (error.problem or "") or not error.problem_mark:
         return None
     mark = error.problem_mark
@@ -179,10 +179,10 @@ def _about_tab(error: Exception) -> str | None:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text: of plain values alone, nested 64 deep and with 1,000,000 values at most.
+    """Parse a YAML text: plain values only, at most 64 levels deep and with at most 1,000,000 values.
 
-    Both are counted before a value is made of it. What stands in several places counts in each, so that references to
-    references do not outgrow the memory.
+    Both are counted before values are built. A referenced value counts at each reference, so that nested references
+    cannot exhaust the memory.
 
     Raises:
         YAMLError: it is not YAML.

@@ -14,7 +14,7 @@ _INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb; a mistake of the user is one message and an exit code, never a traceback."""
+    """Run a command; a user's mistake gives one message and an exit code, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # which tell of kernels for other machines
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str] | None, terminated: Sequence[int]) -> int:
-    """Run a verb, and say what went wrong; gives the exit code."""
+    """Run a command, and print errors; returns the exit code."""
     from zofo.cli.terminal import is_heard, linger
     from zofo.errors import Interrupted, ZofoError, of_system
 
@@ -62,8 +62,9 @@ def _run(arguments: Sequence[str] | None, terminated: Sequence[int]) -> int:
 
 @contextmanager
 def _terminating() -> Iterator[Sequence[int]]:
-    """While it is open, SIGTERM is what Ctrl-C is, where nothing better is done about it: what is half written is
-    removed, and one sentence is said. Gives a list, into which its exit code is put."""
+    """Context in which SIGTERM works like Ctrl-C, unless there is a better handler.
+
+    Partly written files are deleted, and one sentence is printed. Yields a list, which receives the exit code."""
     codes: list[int] = []
 
     def terminate(number: int, _frame: object) -> None:
@@ -81,7 +82,7 @@ def _terminating() -> Iterator[Sequence[int]]:
 
 
 def _check_working_folder() -> None:
-    """Raises ZofoError where the working folder has been removed: libraries below fail in it, some without a word."""
+    """Raise ZofoError if the working folder has been deleted: libraries fail in it, some silently."""
     from zofo.errors import ZofoError
 
     try:
@@ -116,7 +117,7 @@ def _code_of(terminated: Sequence[int]) -> int:
 
 
 def _flushed(code: int) -> int:
-    """The exit code, once all that was said has been written; 1 where it could not be."""
+    """The exit code, after flushing all output; 1 if that failed."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

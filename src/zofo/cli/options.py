@@ -1,4 +1,4 @@
-"""What the verbs share: their options, and how they read and show things."""
+"""What the commands share: their options, and how they read and show things."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ class RowOptions(NamedTuple):
 
     @property
     def columns(self) -> list[str]:
-        """The overrides that say what the columns are called."""
+        """The overrides that set the names of the columns."""
         columns = {"text": self.text, "label": self.label}
         return [f"task.columns.{name}={json.dumps(own)}" for name, own in columns.items() if own is not None]
 
     @property
     def keys(self) -> list[str]:
-        """The overrides that all of them stand for."""
+        """The overrides that these options stand for."""
         folder = [] if self.data_dir is None else [f"task.data_dir={json.dumps(str(self.data_dir))}"]
         return [*folder, *([] if self.data is None else [f"task.data={json.dumps(self.data)}"]), *self.columns]
 
@@ -110,7 +110,7 @@ class _Verbs(typer.Typer):
 
 @contextmanager
 def _saving_nothing() -> Iterator[None]:
-    """While it is open, a process that is asked to stop leaves, and says that it begins again."""
+    """Context in which a process that is asked to stop exits, and says that it will start again."""
     from zofo.signals import Signals
 
     with leaving_when_stopped(), Signals().raise_on_signal():
@@ -118,7 +118,7 @@ def _saving_nothing() -> Iterator[None]:
 
 
 def _spread(verb: Callable[..., None]) -> tuple[dict[str, Any], list[inspect.Parameter]]:
-    """The arguments that stand for groups of options, each with its class; and all, with the options in their place."""
+    """The arguments that stand for groups of options, each with its class; and all options in their place."""
     groups, found = dict[str, Any](), list[inspect.Parameter]()
     for one in inspect.signature(verb, eval_str=True).parameters.values():
         kind: Any = one.annotation
@@ -131,7 +131,7 @@ def _spread(verb: Callable[..., None]) -> tuple[dict[str, Any], list[inspect.Par
 
 
 def _check_one_process(verb: str) -> None:
-    """Raises ZofoError where a launcher has started several, which would all do the same."""
+    """Raise ZofoError if a launcher has started several processes, which would all do the same."""
     from zofo.errors import ConfigError
 
     processes = os.environ.get("WORLD_SIZE", "1")
@@ -144,13 +144,13 @@ def _check_one_process(verb: str) -> None:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """While it is open, a terminal shows what is being done."""
+    """Context in which a terminal shows what is being done."""
     with err.status(what) if err.is_terminal else nullcontext():
         yield
 
 
 def verbs(about: str | None = None) -> _Verbs:
-    """Verbs that belong together."""
+    """A group of commands."""
     return _Verbs(
         help=about,
         no_args_is_help=True,
@@ -168,7 +168,7 @@ Force = Annotated[bool, typer.Option("--force", help="Write over what is there."
 
 
 def note_of(run: Path) -> None:
-    """Say what of a run could not be compared, and that it has not ended."""
+    """Print which parts of a run could not be compared, and that it has not ended."""
     from zofo.training import RunFolder
 
     opened = RunFolder.open(run)
@@ -180,7 +180,7 @@ def note_of(run: Path) -> None:
 
 @contextmanager
 def leaving_when_stopped(hint: str | None = None) -> Iterator[None]:
-    """Leave with 143 or 130 when the process was asked to stop, and say how it goes on.
+    """Context that exits with 143 or 130 when the process was asked to stop, and says how to resume.
 
     Args:
         hint: what is said in place of what the run that was stopped says.

@@ -1,6 +1,6 @@
-"""What reaches a terminal: texts of files, names and models with what it would obey, or hide, written out.
+"""Output to a terminal: texts from files, names and models, with control and invisible characters escaped.
 
-All that the command line shows goes through here; what is written into files is not touched.
+Everything that the command line prints goes through here; files are not affected.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LINGERS = 5.0  # seconds: a launcher stops all processes when one has ended, al
 
 
 def is_heard(quiet: bool | None) -> bool:
-    """Whether this process says an error: of those that a launcher has started, one says what all of them found.
+    """Whether this process prints an error: of several started by a launcher, one prints what all of them found.
 
     Args:
         quiet: what they agreed on; None for nothing.
@@ -45,18 +45,18 @@ def is_heard(quiet: bool | None) -> bool:
 
 
 def linger() -> None:
-    """Let the process that is heard speak before the launcher stops all of them."""
+    """Let the process that prints finish before the launcher stops all of them."""
     with contextlib.suppress(KeyboardInterrupt):
         time.sleep(_LINGERS)
 
 
 def escaped(text: str) -> str:
-    """A text with what a terminal would obey, or would not show, as Python writes it: an escape is `\\x1b`."""
+    """A text with control and invisible characters in Python's notation: an escape is `\x1b`."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def as_line(text: str) -> str:
-    """The same, for a text that must stay on one line."""
+    """The same for a text that must stay on one line."""
     return escaped(text.replace("\n", "\\n"))
 
 
@@ -64,13 +64,13 @@ _UNLIMITED = 100_000  # columns
 
 
 class Terminal(Console):
-    """A console that shows texts as they are: no markup, no names of emoji, nothing that a terminal would obey.
+    """A console that prints texts literally: no markup, no emoji names, no control characters.
 
-    A line is not broken where the terminal ends.
+    Lines are not wrapped at the width of the terminal.
 
     Args:
-        stderr: whether it is standard error, and not standard output.
-        width: in columns; by default that of the terminal.
+        stderr: whether it is standard error instead of standard output.
+        width: width in columns; by default that of the terminal.
     """
 
     def __init__(self, stderr: bool = False, width: int | None = None) -> None:
@@ -78,7 +78,7 @@ class Terminal(Console):
 
     @property
     def file(self) -> IO[str]:
-        """Where it goes: to the stream itself, also while rich has put its own in front, as under a progress bar."""
+        """The stream itself, even while rich has replaced it, as under a progress bar."""
         found = Console.file.fget(self)  # type: ignore[attr-defined]
         while isinstance(found, _Escaping):
             found = found.rich_proxied_file
@@ -89,20 +89,21 @@ class Terminal(Console):
         Console.file.fset(self, new)  # type: ignore[attr-defined]
 
     def on_broken_pipe(self) -> None:
-        """Let a run stop and save, or raise BrokenPipeError, which ends a verb; rich would leave the process."""
+        """Let a run stop and save, or raise BrokenPipeError, which ends a command; rich would exit the process."""
         self.quiet = True
         if remember_closed_pipe():
             return
         raise BrokenPipeError(errno.EPIPE, "nobody reads what it shows any more")
 
     def say(self, *parts: str | tuple[str, str]) -> None:
-        """Show texts on one line, each of them as it is or with its style."""
+        """Print texts on one line, each plain or with its style."""
         pairs = [(part, "") if isinstance(part, str) else part for part in parts]
         self.print(Text.assemble(*((as_line(text), style) for text, style in pairs)))
 
     def say_table(self, table: Table) -> None:
-        """Show a table; a terminal gets it in its width, and a pipe as wide as it is, a line for each row, without the
-        blanks that fill the last column."""
+        """Print a table: on a terminal in its width, on a pipe unwrapped with one line per row.
+
+        On a pipe without the trailing blanks of the last column."""
         if self.is_terminal:
             self.print(table, soft_wrap=False)
             return
@@ -113,7 +114,7 @@ class Terminal(Console):
             self.print(Text(line.rstrip()))
 
     def say_json(self, value: Any) -> None:
-        """Show a value as a line of JSON; what it holds is the same in all terminals and pipes."""
+        """Print a value as a line of JSON, the same on all terminals and pipes."""
         text = json.dumps(value, ensure_ascii=(getattr(self.file, "encoding", None) or "utf-8").lower() != "utf-8")
         self.print(_OBEYED.sub(lambda found: "".join(f"\\u{unit:04x}" for unit in _units(found[0])), text))
 
@@ -122,13 +123,13 @@ class Terminal(Console):
         return super().render_str(escaped(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Escape everything that is shown, cells of tables too; rich keeps its own codes."""
+        """Escape everything that is printed, including cells of tables; rich's own codes are kept."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=escaped(segment.text))
 
 
 class _Escaping(io.TextIOBase):
-    """A standard stream as others see it: libraries that warn, click and its messages on wrong arguments."""
+    """A wrapper of a standard stream for other libraries: warnings, and click's messages about wrong arguments."""
 
     def __init__(self, stream: TextIO) -> None:
         self.rich_proxied_file = stream  # to which a console writes, whose codes are its own
@@ -155,7 +156,7 @@ class _Escaping(io.TextIOBase):
 
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[None]:
-    """While it is open, no text that goes to a standard stream is obeyed, or fails for a letter that it lacks."""
+    """Context in which texts on standard streams are escaped, and characters that these lack do not fail."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -166,6 +167,6 @@ def guarded_streams() -> Iterator[None]:
 
 
 def _units(character: str) -> tuple[int, ...]:
-    """The numbers by which JSON writes a character: one, or two for those beyond 16 bits."""
+    """The UTF-16 code units of a character, as JSON writes it: one or two numbers."""
     data = character.encode("utf-16-be", "surrogatepass")
     return struct.unpack(f">{len(data) // 2}H", data)

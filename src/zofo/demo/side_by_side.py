@@ -1,4 +1,4 @@
-"""Runs of the demo, each in a process of its own, two at a time; what they say is shown one after the other."""
+"""Runs of the demo, each in its own process, two at a time; their output is shown in order."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _LOOKED = 0.2  # seconds between two looks at what runs have said
 
 @dataclass(frozen=True)
 class Share:
-    """How many runs go at a time, and how many of the processor's threads each of them has."""
+    """The number of runs at a time, and of threads for each."""
 
     runs: int
     threads: int
 
     @classmethod
     def here(cls) -> Share:
-        """Two runs, or one where there is one processor or little memory: two threads of one run gain less."""
+        """Two runs at a time, or one if there is one core or little memory: a second thread for one run gains less."""
         threads, room = torch.get_num_threads(), psutil.virtual_memory().available >= _ROOM
         runs = 2 if room and threads >= 2 else 1
         return cls(runs, threads // runs)
@@ -48,17 +48,17 @@ class Share:
 def train_each(
     folder: Path, contenders: Sequence[DemoRun], queries: int | None, share: Share, console: Console
 ) -> Generator[RunFolder | None, None, None]:
-    """Train them in child processes, so that the memory of each is its own, and give each back in this order.
+    """Train runs in child processes, so that each has its own memory, and yield each in this order.
 
-    What a run says goes to standard error, once those before it have ended. Whoever leaves the iterator early ends the
+    The output of a run goes to standard error after the runs before it have ended. Closing the iterator early stops the
     processes.
 
     Args:
-        folder: of the demo; each run has a folder in it, by its name.
-        queries: the most that a run may spend; None for what it says itself.
+        folder: folder of the demo; each run has a subfolder with its name.
+        queries: maximum queries of a run; None for its own setting.
 
     Yields:
-        A run that has ended; None for one that failed, as has been said.
+        A finished run; None for one that failed, after its message was shown.
     """
     waiting, going = deque(contenders), dict[str, _Child]()
     try:
@@ -84,7 +84,7 @@ def train_each(
 
 @dataclass
 class _Child:
-    """A process that trains, and the files beside its run: its configuration, and what it says."""
+    """A training process, and the files beside its run: its configuration and its output."""
 
     process: BaseProcess
     file: Path
@@ -109,11 +109,11 @@ class _Child:
 
     @property
     def code(self) -> int | None:
-        """With which it ended; None while it goes on."""
+        """Its exit code; None while it is running."""
         return self.process.exitcode
 
     def news(self, over: bool) -> str:
-        """What it has said since the last time, as far as its last whole line unless it is over."""
+        """New output since the last call, up to the last complete line unless it has ended."""
         with self.log.open("rb") as file:
             file.seek(self.seen)
             said = file.read()
@@ -122,7 +122,7 @@ class _Child:
         return told.decode(errors="replace")
 
     def end(self) -> None:
-        """End it where it goes on, and remove the files beside its run."""
+        """Stop it if it is running, and delete the files beside its run."""
         self.process.kill()
         self.process.join()
         for path in (self.file, self.log):
@@ -130,7 +130,7 @@ class _Child:
 
 
 def _train(folder: Path, arguments: Sequence[str], log: Path, threads: int) -> None:
-    """What such a process does: `zofo train`, in the folder of the demo."""
+    """The main function of such a process: `zofo train`, in the folder of the demo."""
     with log.open("ab") as told:
         for stream in (1, 2):
             os.dup2(told.fileno(), stream)

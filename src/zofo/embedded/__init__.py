@@ -1,6 +1,6 @@
-"""Models and a data set for machines without a Hub, carried by packages of the Python index.
+"""Models and a data set for machines without access to the Hub, carried by packages on PyPI.
 
-A further one is a function that returns a folder, registered below or by a plugin.
+To add one, write a function that returns a folder, and register it below or in a plugin.
 """
 
 from collections.abc import Callable

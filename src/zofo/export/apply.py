@@ -1,4 +1,4 @@
-"""Applying a patch to its base model, on any machine."""
+"""Apply a patch to its base model, on any machine."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from zofo.trajectory.replay import evaluator_of
 
 @dataclass(frozen=True)
 class PatchResult:
-    """An applied patch.
+    """The result of applying a patch.
 
     Args:
-        merged: whether it is one transformers folder; else it holds `model` and `adapter`.
-        same_bits: whether the backbone has the same bits as after training; None where that cannot be compared.
+        merged: whether it is one transformers folder; otherwise it has `model` and `adapter`.
+        same_bits: whether the backbone has the same bits as after training; None if that cannot be compared.
     """
 
     patch: Patch
@@ -84,12 +84,12 @@ def apply_patch(
 
     Args:
         base: its base model: an embedded name, a folder or a Hub id.
-        force: write into a folder that holds something; of a vote, into one that holds an applied vote.
+        force: write into a folder that is not empty; for a vote, into one with an applied vote.
         summed: write the sum of the updates at once: faster, and equal up to rounding.
         revision: branch, tag or commit of a Hub id; by default that of the patch, if `base` is its name there.
 
     Raises:
-        PatchError: the patch is damaged, newer, hostile, or of another base model.
+        PatchError: the patch is damaged, newer, hostile, or belongs to another base model.
     """
     patch = Patch.read(file)
     read = [Path(base)] if Path(base).is_dir() else []
@@ -119,7 +119,7 @@ def apply_patch(
 
 
 def _write_vote(patch: Patch, vote: VotePart, folder: Path, out: Path, model: ModelConfig) -> None:
-    """Write a vote as a run folder, with the scores that it had."""
+    """Write a vote as a run folder, with its scores."""
     header, metrics = patch.header, dict(patch.header.metrics)
     made = {name: metrics.pop(name, None) for name in ("metric", "steps", "queries", EVALUATED) if name in metrics}
     summary = {"method": header.method, "task": header.task, "model": model.name, "split": "validation"}
@@ -128,7 +128,7 @@ def _write_vote(patch: Patch, vote: VotePart, folder: Path, out: Path, model: Mo
 
 
 def _check_nothing_stays(out: Path, folder: Path) -> None:
-    """Raises RunError for what would stay beside a run that is written, and would be taken for a part of it."""
+    """Raise RunError for files that would remain next to a written run, and be taken for a part of it."""
     stays = sorted(one.name for one in out.iterdir() if not (folder / one.name).exists()) if out.is_dir() else []
     if stays:
         raise RunError(
@@ -137,7 +137,7 @@ def _check_nothing_stays(out: Path, folder: Path) -> None:
 
 
 def _base(file: Path, wanted: Base, base: str, revision: str | None, remote_code: bool) -> LoadedModel:
-    """The base model. Raises PatchError where it is not the patch's."""
+    """The base model. Raises PatchError if it is not the patch's."""
     config = wanted.config(base, revision)
     loaded = load_model(config, remote_code, wanted.labels)
     found, at = model_identity(loaded), f" --revision {shlex.quote(wanted.revision)}" if wanted.revision else ""
@@ -171,7 +171,7 @@ def _replay(loaded: LoadedModel, patch: Patch, summed: bool, folder: Path) -> bo
 
 
 def _attached(loaded: LoadedModel, folder: Path) -> bool:
-    """Merge the adapter if it can be merged, else only check it; returns whether it was merged."""
+    """Merge the adapter if possible, otherwise only check it; returns whether it was merged."""
     merge = can_merge(folder)
     load_strange_adapter(loaded.model if merge else copy.deepcopy(loaded.model), folder, merge)
     return merge

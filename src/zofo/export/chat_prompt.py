@@ -1,4 +1,4 @@
-"""How the chats of a run are asked, in the words of transformers, for a program that has nothing of zofo."""
+"""How a run's chats are prompted, in terms of transformers, for a program without zofo."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class ChatPrompt(NamedTuple):
     """A prompt as `apply_chat_template(turns, add_generation_prompt=True, **options) + block`.
 
     Args:
-        turns: a sample, with the system turn that begins all chats of the run.
-        options: what the template is told beside the turns.
-        block: what stands before an answer, and the template does not write where it asks: an empty thought.
+        turns: a sample, including the system message of all chats of the run.
+        options: further arguments of the template.
+        block: text before an answer that the generation prompt lacks, such as empty reasoning.
         stops: texts and tokens that end an answer.
     """
 
@@ -27,7 +27,7 @@ class ChatPrompt(NamedTuple):
 
 
 def chat_prompt(run: RunFolder, task: Task, tokenizer: Any) -> ChatPrompt | None:
-    """The prompt of a sample; None where the template writes another one each day, and zofo holds the day."""
+    """The prompt of a sample; None if the template writes the current date, which zofo fixes."""
     system = (run.environment.get(CHAT) or {}).get("system")
     turns = [{"role": "system", "content": str(system)}] if system else []
     turns.append({"role": "user", "content": "A question."})

@@ -1,4 +1,4 @@
-"""The first difference of two runs: in their configuration, then step by step, then in what they left."""
+"""The first difference of two runs: in their configuration, then step by step, then in their results."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Difference:
-    """One difference of two runs: a key of the configuration, a file or a value of a step, and both values; None where
-    a run has none."""
+    """One difference of two runs: a configuration key, a file or a value of a step, and both values.
+
+    A value is None if a run has none."""
 
     where: str
     first: Any
@@ -38,9 +39,9 @@ class RunDiff:
     """All differences of two runs.
 
     Args:
-        asked: in configuration, task and base model.
-        versions: in software versions; these alone do not make runs different.
-        step: the first step, counted from 0, that differs; None for none.
+        asked: differences in configuration, task and base model.
+        versions: differences in software versions; these alone do not make runs different.
+        step: the first step that differs, counted from 0; None for none.
         at_step: the differences of that step.
         left: files of the trained model that differ.
     """
@@ -54,7 +55,7 @@ class RunDiff:
 
     @property
     def equal(self) -> bool:
-        """Whether the runs differ in nothing but versions."""
+        """Whether the runs differ at most in versions."""
         return not self.asked and self.step is None and not self.left
 
     def lines(self) -> list[str]:
@@ -79,12 +80,12 @@ class RunDiff:
 
 
 def compare_runs(first: Path | str, second: Path | str) -> RunDiff:
-    """Find the differences of two runs: in their configuration, their steps, and the files that they left.
+    """Find the differences of two runs: in their configuration, their steps, and their results.
 
-    Times, what processes told each other, and the runs' own folders are not compared.
+    Times, communication between processes, and the runs' own folders are ignored.
 
     Raises:
-        RunError: a folder holds no run, or a trajectory or log is damaged.
+        RunError: a folder is not a run, or a trajectory or log is damaged.
     """
     runs = RunFolder.open(first), RunFolder.open(second)
     asked = [*_asked(*runs), *_content(*runs)]
@@ -156,7 +157,7 @@ def _steps(run: RunFolder) -> dict[int, Facts]:
 
 
 def _by_step(trajectory: Trajectory) -> Iterator[tuple[int, list[Record]]]:
-    """The records of each step; those after the last whole one belong to the next."""
+    """The records of each step; those after the last complete one belong to the next."""
     records: list[Record] = []
     number = 0
     for record in trajectory.records:
@@ -200,7 +201,8 @@ def _first(first: Mapping[int, Facts], second: Mapping[int, Facts]) -> tuple[int
 
 
 def _told_alike(one: Facts, other: Facts) -> tuple[Facts, Facts]:
-    """Both, by their loss where one tells a reward and the other a loss: older versions logged minus the reward."""
+    """Both log lines by their loss, if one has a reward and the other a loss: older versions logged minus the
+    reward."""
     tells = [facts.keys() & {*MAXIMISED, "loss"} for facts in (one, other)]
     if not all(tells) or tells[0] == tells[1]:
         return one, other

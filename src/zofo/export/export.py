@@ -1,4 +1,4 @@
-"""Exports of a run: a transformers folder, a peft folder, or a patch; and their uploads to the Hub, on request."""
+"""Exports of a run: a transformers folder, a peft folder, or a patch; and uploads to the Hub."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ExportResult:
 
 
 def parse_export_target(**places: Path | None) -> tuple[Kind, Path]:
-    """The one kind of export that was asked for, and its place; raises ConfigError for none, or several."""
+    """The requested kind of export and its path; raises ConfigError for none, or several."""
     given = [(kind, place) for kind, place in places.items() if place is not None]
     if len(given) != 1:
         raise ConfigError(
@@ -90,19 +90,19 @@ def export_run(
     """Write the trained model of a run for other libraries. The run is only read.
 
     * `merged`: a transformers folder, the backbone replayed and the adapter merged into it: `from_pretrained` loads it.
-    * `adapter`: the peft folder alone. The base model is compared with the run's where it is here; it need not be.
-    * `patch`: one file, which `apply_patch` turns into the model again where the base model is, and compares then.
+    * `adapter`: only the peft folder. The base model is compared with the run's if it is available.
+    * `patch`: one file, from which `apply_patch` restores the model, given the base model.
 
     Args:
         out: the new folder, or file for a patch.
-        variant: which model of the run; by default the one reported first.
-        best: as of the best evaluation instead of the last step.
-        force: write over what is there.
-        summed: for a patch: hold the sum of the updates instead of each one.
-        model: where the base model is now, if it has moved.
+        variant: which model of the run; by default the main one.
+        best: the model of the best evaluation instead of the last step.
+        force: overwrite an existing target.
+        summed: for a patch: contain the sum of the updates instead of each one.
+        model: the base model's new location, if it has moved.
 
     Raises:
-        RunError: the run has not ended or is damaged, or has no such model or form; or the place is taken.
+        RunError: the run has not ended or is damaged, or has no such model or form; or the target exists.
     """
     run = RunFolder.open(path)
     run.verify()
@@ -136,7 +136,7 @@ def export_run(
 
 
 def _tokenizer_of(run: RunFolder, model: str | None) -> Any | None:
-    """The tokenizer of the base model; None where that is not at hand, which an adapter does without."""
+    """The tokenizer of the base model; None if it is not available, since an adapter does not need it."""
     config = run.config.model
     try:
         return load_tokenizer(config if model is None else config.model_copy(update={"name": model, "revision": None}))
@@ -147,8 +147,9 @@ def _tokenizer_of(run: RunFolder, model: str | None) -> Any | None:
 def _checked_adapter(
     run: RunFolder, adapter: Path | None, variant: str | None, model: str | None, remote_code: bool
 ) -> tuple[Path, Head]:
-    """The folder of a checked adapter, and the head that it is for; raises RunError where there is none, no run can
-    have written it, or its base model is here and differs."""
+    """The folder of a checked adapter, and the head that it is for.
+
+    Raises RunError if there is none, no run can have written it, or its base model is available and differs."""
     if adapter is None:
         _check_is_model(run)
         raise RunError(
@@ -165,7 +166,7 @@ def _checked_adapter(
 
 
 def _save_merged(run: RunFolder, loaded: LoadedModel, folder: Path) -> None:
-    """Write the model, with the settings that the run's free answers were generated with, where it gave any."""
+    """Save the model, with the generation settings of the run's free answers if it has any."""
     task, generation = run.only_task, None
     if task is not None and task.kind == "generation":
         generation = generation_settings(loaded.model, scorer_of(run.config, task, loaded).generation)
@@ -173,15 +174,16 @@ def _save_merged(run: RunFolder, loaded: LoadedModel, folder: Path) -> None:
 
 
 def _head_of(run: RunFolder, adapter: Path, model: str | None) -> Head:
-    """The head of an adapter's model; the base model is read only where the adapter does not name it."""
+    """The head of an adapter's model; the base model is read only if the adapter does not name it."""
     kinds: dict[str, Head] = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}
     said = kinds.get(str(adapter_content(adapter).get("task_type")))
     return run.config.model.head or said or head_of(run.base_config(model))
 
 
 def _check_can_be_whole(run: RunFolder, kind: Kind) -> None:
-    """Raises RunError for what a model cannot take up: a probe, a vote but as a patch, or anything where its weights
-    are quantised."""
+    """Raise RunError for anything that cannot be merged into a model.
+
+    That is a probe, a vote (except as a patch), and anything on quantised weights."""
     if kind != "patch" or not run.is_vote:
         _check_is_model(run)
     own = (run.identity.model_config or {}).get("quantization_config")
@@ -189,7 +191,7 @@ def _check_can_be_whole(run: RunFolder, kind: Kind) -> None:
 
 
 def _check_is_model(run: RunFolder) -> None:
-    """Raises RunError for a vote or a probe, each with what to send in place of a model."""
+    """Raise RunError for a vote or a probe, with what to send instead of a model."""
     if run.is_vote:
         raise RunError(
             f"{str(run.path)!r} is a vote of several models and no one set of weights",
@@ -205,7 +207,7 @@ def _check_is_model(run: RunFolder) -> None:
 
 
 def _brought(start: RunFolder | None, run: RunFolder) -> bool:
-    """Whether a run has, beneath what it trained, the adapter of the one that it started from."""
+    """Whether beneath a run's own training there is the adapter of the run that it started from."""
     return start is not None and start.adapter_of() is not None and start.adapter_for(run.config.method) is None
 
 
@@ -219,9 +221,9 @@ def _check_no_earlier_adapter(run: RunFolder) -> None:
 
 
 def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, summed: bool = False) -> bytes:
-    """The content of a run's patch; with `summed` it holds the sum of the updates, 16 bytes for each direction.
+    """The content of a run's patch; with `summed` it has the sum of the updates, 16 bytes per direction.
 
-    Raises RunError where the run is damaged, trained nothing, or holds something that a patch cannot.
+    Raises RunError if the run is damaged, trained nothing, or has something that a patch cannot contain.
     """
     runs = run.chain()
     for one in runs:
@@ -264,7 +266,7 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, sum
 
 
 def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, summed: bool | None) -> dict[str, Any]:
-    """The header of a run's stage, whose parts are added to `parts`. With `summed` None, it is as a run is restored."""
+    """The header of a run's stage, whose parts are added to `parts`. With `summed` None, as a run would be restored."""
     (folder, steps), trajectory = run.artifact_folder(best), run.backbone_trajectory
     stage: dict[str, Any] = {"steps": steps, "exact": True, "trajectory": None, "weights": None}
     if trajectory is not None:
@@ -281,7 +283,7 @@ def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, 
 
 
 def _bytes_of(run: RunFolder, trajectory: Trajectory, steps: int | None, summed: bool) -> bytes:
-    """A trajectory file of the first so many steps, record by record or summed."""
+    """A trajectory file of the first steps, record by record or summed."""
     records = trajectory.records if steps is None else trajectory.first(steps)
     ended = [record for record in records if isinstance(record, Stepped)]
     if run.is_vote:  # it moved nothing
@@ -292,7 +294,7 @@ def _bytes_of(run: RunFolder, trajectory: Trajectory, steps: int | None, summed:
 
 
 def folded_updates(run: RunFolder, trajectory: Trajectory, steps: int | None = None) -> Displacement:
-    """The sum of the first updates of a run; raises RunError where they do not add up."""
+    """The sum of the first updates of a run; raises RunError if they cannot be added up."""
     if run.config.model.dtype != "float32":
         raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --summed")
     return sum_of_updates(trajectory, steps)
@@ -325,7 +327,7 @@ def push(exported: ExportResult, repo: str, private: bool = True, api: Any = Non
         The address of the repository.
 
     Raises:
-        RunError: the id is not valid, or the Hub refuses or cannot be reached; the export itself is kept.
+        RunError: the id is invalid, or the Hub refuses or cannot be reached. The export itself is kept.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled

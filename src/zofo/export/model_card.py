@@ -42,10 +42,11 @@ def model_card(
     head: Head = "causal-lm",
     tokenizer: Callable[[], Any | None] | None = None,
 ) -> str:
-    """A model card in the Hub's form: what it is, how it was trained, its scores, and a program that asks it.
+    """A model card for the Hub: what the model is, how it was trained, its scores, and example code.
 
     Args:
-        tokenizer: gives that of the model, whose chat template a program of a chat needs; None where it is not there.
+        tokenizer: returns the model's tokenizer, whose chat template the example code for a chat needs; None if it is
+            not available.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -93,8 +94,8 @@ TEMPLATES = Path(__file__).with_name("templates")
 def usage(
     run: RunFolder, kind: str, head: Head, tokenizer: Callable[[], Any | None] | None = None
 ) -> tuple[str, str | None]:
-    """The code that a card shows, with REPO in place of the repository's name; and what it does not do that zofo does,
-    or None."""
+    """The example code of a card, with REPO instead of the repository's name; and what zofo does that it does not, or
+    None."""
     wanted, model = run.config.task, run.config.model
     task = run.only_task
     prompt = None if head == "classification" and wanted.prompt == NO_PROMPT else wanted.prompt
@@ -132,7 +133,7 @@ def usage(
 
 
 def _asked(task: Task, prompt: str | None, head: Head) -> dict[str, Any]:
-    """What the example program fills in: how candidates are scored, and the texts of the task."""
+    """The values in the example code: how candidates are scored, and the texts of the task."""
     if head == "classification":
         plain = prompt is None and task.texts is not None
         return {"way": "head", "templates": task.texts if plain else [task.prompt(prompt).template]}
@@ -147,7 +148,7 @@ def _asked(task: Task, prompt: str | None, head: Head) -> dict[str, Any]:
 
 
 def _moved(run: RunFolder) -> str | None:
-    """The command that writes the weights an adapter was trained beside; None where these are the base model's."""
+    """The command that saves the weights an adapter was trained with; None if these are the base model's."""
     if run.backbone_trajectory is not None:
         return "zofo replay RUN --out BACKBONE"
     start, of = run.start, "of the run it started from"
@@ -162,7 +163,7 @@ def _moved(run: RunFolder) -> str | None:
 def _row(
     run: RunFolder, task: Task | None, prompt: str | None, head: Head
 ) -> tuple[Mapping[str, Any] | None, str | None]:
-    """A made-up row that the task's templates can be filled with, or None; and what no program can do as zofo does."""
+    """A made-up row for the task's templates, or None; and what example code cannot do."""
     wanted, ask = run.config.task, _ASK
     if task is None:
         return None, f"It was trained on several tasks, each with a prompt of its own. {ask}"

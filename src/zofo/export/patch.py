@@ -1,8 +1,8 @@
 """A patch: what a run adds to its base model, in one file of kilobytes.
 
-It is a safetensors file. Each part is a tensor of bytes (uint8) under its name. The metadata hold `version`; `header`,
-the header as JSON; and `sha256`, over the header and over names and contents of the parts. Versions 1 and 2 had a form
-of their own, which is still read.
+It is a safetensors file. Each part is a tensor of bytes (uint8) under its name. The metadata has `version`; `header`,
+the header as JSON; and `sha256`, over the header and over names and contents of the parts. Versions 1 and 2 had a
+format of their own, which can still be read.
 """
 
 from __future__ import annotations
@@ -70,12 +70,13 @@ class Base(Config):
 
     @property
     def known(self) -> Identity:
-        """The identity of the model; raises RunError where what was recorded is not valid."""
+        """The identity of the model; raises RunError if the record is invalid."""
         return Identity.read({**self.identity, "model_hash": self.sha256}).of_model
 
     def config(self, name: str, revision: str | None = None) -> ModelConfig:
-        """The configuration that loads the model from its present place; a patch knows the revision of its own name
-        alone."""
+        """The configuration that loads the model from its present location.
+
+        The patch's revision applies to its own name of the model only."""
         if revision is None and name == self.name:
             revision = self.revision
         given = {"name": name, "revision": revision, "dtype": self.dtype, "head": self.head}
@@ -83,7 +84,7 @@ class Base(Config):
 
 
 class StageHeader(Config):
-    """One run of a chain in which each starts from the one before."""
+    """One run of a chain in which each run starts from the previous one."""
 
     steps: int = Field(ge=0, lt=1 << 32)
     """Number of steps."""
@@ -137,8 +138,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch file, read and checked: its header, the runs of the chain in order, and files of its adapter by name; of
-    a vote, its members with what asks them."""
+    """A patch file, read and checked: its header, the runs of the chain in order, and the files of its adapter by name.
+
+    For a vote, also its members, and what runs them."""
 
     header: Header
     stages: tuple[Stage, ...]
@@ -147,7 +149,7 @@ class Patch:
 
     @classmethod
     def read(cls, path: Path) -> Patch:
-        """Read a patch. Raises PatchError: it is damaged, newer than this zofo, or no run can have written it."""
+        """Read a patch. Raises PatchError if it is damaged, newer than this zofo, or no run can have written it."""
         content, parts = unpacked(path)
         with error_context(repr(str(path)), RunError):
             try:
@@ -164,8 +166,10 @@ class Patch:
         return cls(header, stages, adapter, vote)
 
     def inspect(self, folder: Path) -> None:
-        """Raises RunError for a part that zofo cannot have written: options, names, sizes and numbers of trajectories,
-        weights and adapter are checked, all but what takes the model. The adapter is written into a new folder."""
+        """Raise RunError for a part that zofo cannot have written.
+
+        Checks options, names, sizes and values of trajectories, weights and adapter, except what needs the model. The
+        adapter is written to a new folder."""
         for stage in self.stages:
             if stage.trajectory is not None:
                 try:
@@ -224,7 +228,7 @@ def _check_revision(revision: str | None, what: str) -> None:
 
 
 def _texts(content: Any) -> Iterator[str]:
-    """Every text in JSON values, keys too."""
+    """Every text in JSON values, including keys."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, dict):
@@ -271,7 +275,7 @@ def _vote(header: Header, stages: tuple[Stage, ...], parts: dict[str, bytes]) ->
 
 
 def _check_vote(header: Header, vote: VotePart) -> None:
-    """Raises PatchError for a header of another run, and for what would become the summary of one that cannot be."""
+    """Raise PatchError for a header of another run, and for an impossible summary."""
     method = vote.config(ModelConfig(), Path()).method.name
     if header.method != method:
         raise PatchError(f"its header says that the method was {header.method!r}, and the part {ASKED!r} {method!r}")
@@ -291,7 +295,7 @@ def _check_vote(header: Header, vote: VotePart) -> None:
 
 
 def check_trajectory_limits(trajectory: Trajectory) -> None:
-    """Raises PatchError for a trajectory that no run can have written, or that asks for too much memory."""
+    """Raise PatchError for a trajectory that no run can have written, or that needs too much memory."""
     noise = trajectory.header.get("noise")
     rank = noise.get("rank", 1) if isinstance(noise, dict) else 1
     if type(rank) is not int or not 1 <= rank <= _MOST_RANK:
@@ -323,10 +327,10 @@ def packed(header: Mapping[str, Any], parts: Mapping[str, bytes]) -> bytes:
 
 
 def unpacked(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Header and blobs of a patch file; it allocates no more than the file holds.
+    """Header and blobs of a patch file; allocates no more than the size of the file.
 
     Raises:
-        PatchError: not a patch, of a newer version, cut short, or changed.
+        PatchError: not a patch, from a newer version, truncated, or modified.
     """
     try:
         check_not_special(path)
@@ -360,8 +364,10 @@ def _unpacked(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _unpacked_old(data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Versions 1 and 2: the magic, the version, length and SHA-256 of the header, the header, which lists name, length
-    and SHA-256 of each part, and the parts."""
+    """Read versions 1 and 2.
+
+    They have the magic, the version, length and SHA-256 of the header, the header, which lists name, length and SHA-256
+    of each part, and the parts."""
     _, version, length, digest = _OLD_FRAME.unpack_from(data)
     place = _OLD_FRAME.size + length
     text = data[_OLD_FRAME.size : place]
@@ -391,7 +397,7 @@ def _parsed(text: str | bytes) -> dict[str, Any]:
 
 
 def _number(digits: str) -> float:
-    """A number of JSON; ValueError for one that no float can hold."""
+    """A JSON number; ValueError for one that does not fit into a float."""
     if not math.isfinite(float(digits)):
         raise ValueError(f"it holds the number {digits[:20]}")
     return int(digits) if digits.lstrip("-").isdecimal() else float(digits)

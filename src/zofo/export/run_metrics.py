@@ -1,4 +1,4 @@
-"""The scores of an export: those of exactly the step that it holds, or none."""
+"""The scores of an export: those of exactly its step, or none."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ EVALUATED = "evaluated_after"
 
 
 def metrics_of(run: RunFolder, variant: str | None = None, best: bool = False) -> dict[str, Any]:
-    """Scores on validation, steps and queries of a run's model as it is exported.
+    """Scores on validation, steps and queries of a run's exported model.
 
-    A run that was stopped may have made steps after its last evaluation. Then there are no scores, and `EVALUATED` says
-    of which step the last ones were.
+    A run that was stopped may have made steps after its last evaluation. Then there are no scores, and `EVALUATED` is
+    the step of the last ones.
     """
     summary = run.summary
     metric, first = summary["metric"], next(iter(summary["variants"]))
@@ -45,7 +45,7 @@ def unscored(metrics: Mapping[str, Any]) -> str | None:
 
 
 def evaluations(run: RunFolder) -> list[dict[str, Any]]:
-    """The evaluations that a run has logged, as far as its log can be read: steps, variant and scores."""
+    """The logged evaluations of a run, as far as its log is readable: steps, variant and scores."""
     try:
         lines = metrics_lines(run.metrics)
     except RunError:
@@ -54,6 +54,6 @@ def evaluations(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _finite(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers among the scores, with None for one that is not finite."""
+    """The numbers among the scores, with None for non-finite ones."""
     numbers = {name: value for name, value in scores.items() if isinstance(value, float | int)}
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

@@ -1,4 +1,4 @@
-"""A trained model as a plain transformers folder, and its adapter as a peft folder."""
+"""Save a trained model as a plain transformers folder, and its adapter as a peft folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from zofo.training.run_record import CONFIG
 
 
 def portable_name(model: str) -> str:
-    """A name without paths of this machine: an embedded name or Hub id is kept, a folder gives its last part."""
+    """A name without local paths: an embedded name or Hub id is kept, a folder gives its last part."""
     if model in EMBEDDED_MODELS:
         return model
     path = Path(model)
@@ -34,7 +34,7 @@ def portable_name(model: str) -> str:
 
 
 def check_can_hold_model(path: Path, force: bool, apart_from: Iterable[Path]) -> None:
-    """Raises RunError for a place where no model may be written: those of `check_not_taken`, and a run's folder."""
+    """Raise RunError for a place where no model may be written: see `check_not_taken`; or a run's folder."""
     check_not_taken(path, force, apart_from)
     if (path / CONFIG).is_file():
         raise RunError(
@@ -49,14 +49,14 @@ def label_texts(task: Task | None) -> list[str]:
 
 
 def save_model(loaded: LoadedModel, folder: Path, labels: Sequence[str] = (), generation: Any = None) -> None:
-    """Write model and tokenizer as `from_pretrained` and `pipeline` read them, without a path of this machine.
+    """Save model and tokenizer for `from_pretrained` and `pipeline`, without local paths.
 
     Args:
         labels: names of the outputs of a classification head; empty keeps those of the checkpoint.
-        generation: generation settings in place of the model's own.
+        generation: generation settings instead of the model's own.
 
     Raises:
-        RunError: a weight is not finite; nothing is written.
+        RunError: a weight is not finite. Nothing is written.
     """
     check_finite(loaded.model)
     model, name = loaded.model, portable_name(loaded.name)
@@ -77,16 +77,17 @@ def save_model(loaded: LoadedModel, folder: Path, labels: Sequence[str] = (), ge
 
 
 def save_adapter(source: Path, model: ModelConfig, folder: Path) -> None:
-    """Copy an adapter's folder, with the portable name of its base model in place of a path."""
+    """Copy an adapter's folder, with the portable name of its base model instead of a path."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_bytes(portable_config(source, model))
 
 
 def check_complete(adapter: Path, model: ModelConfig, labels: int | None, remote_code: bool = False) -> None:
-    """Refuse an adapter of a classifier that cannot be loaded beside its base model: where the checkpoint lacks tensors
-    that the adapter does not hold either, such as BERT's pooler, zofo drew them from `model.head_seed`, but
-    transformers draws others, anew in every process.
+    """Refuse an adapter of a classifier that cannot be loaded beside its base model.
+
+    If neither the checkpoint nor the adapter has some tensors, such as BERT's pooler, zofo drew them from
+    `model.head_seed`; transformers would draw others, differently in every process.
 
     `labels` is the number of labels of the task; None for those of the checkpoint's own head.
     """
@@ -115,7 +116,7 @@ def portable_config(source: Path, model: ModelConfig) -> bytes:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raises RunError for a weight that is NaN or infinite; names its tensor."""
+    """Raise RunError for a weight that is NaN or infinite; the message names its tensor."""
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise RunError(

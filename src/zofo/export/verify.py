@@ -1,4 +1,4 @@
-"""Rebuilding the weights of any step of a run from its base model and its trajectory."""
+"""Rebuild the weights of any step of a run from its base model and its trajectory."""
 
 from __future__ import annotations
 
@@ -88,24 +88,24 @@ def replay_run(
     model: str | None = None,
     remote_code: bool = False,
 ) -> ReplayReport:
-    """Rebuild the backbone as it was after some steps, and compare it with what the run has left. The run is only read.
+    """Rebuild the backbone after some steps, and compare it with the run's results. The run is only read.
 
-    By default record by record: everything that training wrote is written again, to the same bits on the same device.
-    With `summed` the sum of the updates is written at once: faster, above all for runs in place, and equal up to
+    By default record by record: everything that training wrote is written again, with the same bits on the same device.
+    With `summed` the sum of the updates is written at once: faster, especially for in-place runs, and equal up to
     rounding.
 
     After the last step the weights are compared with their hash in `summary.json` (or with `weights.safetensors`);
-    after any step whose loss on validation the run has logged, with that loss, where the model has no adapter.
+    after any step with a logged loss on validation, with that loss, if the model has no adapter.
 
     Args:
         step: number of steps to replay; by default all, 0 for the base model.
         out: the new transformers folder of the backbone; by default nothing is written.
         summed: write the sum of the updates at once.
-        force: write into a folder that holds something.
-        model: where the base model is now, if it has moved.
+        force: write into a folder that is not empty.
+        model: the base model's new location, if it has moved.
 
     Raises:
-        RunError: the backbone of the run does not move, the run is damaged or has fewer steps, or the place is taken.
+        RunError: the backbone of the run does not move, the run is damaged or has fewer steps, or the target exists.
     """
     run = RunFolder.open(path)
     trajectory = _trajectory(run)
@@ -156,7 +156,7 @@ def _trajectory(run: RunFolder) -> Trajectory:
 def _compared_bits(
     run: RunFolder, backbone: Backbone, fingerprint: str, hashed: str | None
 ) -> tuple[Verdict, str] | None:
-    """Compare the weights with those that training left, by the hash in its summary, or with its file of weights."""
+    """Compare the weights with those after training, by the hash in the summary, or with the file of weights."""
     weights = run.path / WEIGHTS
     if hashed is not None:
         return ("same bits" if fingerprint == hashed else "other bits"), "the hash of training's weights"
@@ -169,7 +169,7 @@ def _compared_bits(
 
 
 def _compared_loss(run: RunFolder, loaded: LoadedModel, steps: int, adapters: bool) -> tuple[Verdict, str]:
-    """Compare the loss on validation with the one that the run has logged after so many steps."""
+    """Compare the loss on validation with the one that the run logged after this number of steps."""
     logged = None if adapters else next((line["loss"] for line in evaluations(run) if line["steps"] == steps), None)
     if logged is None:
         return "nothing to compare with", "the run logged no loss of these weights alone"

@@ -1,4 +1,4 @@
-"""A vote in a patch: its members, 16 bytes each, and all else that a run folder needs to be asked again."""
+"""A vote in a patch: its members, 16 bytes each, and everything else that a run folder needs to answer again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _IDENTITY = ("task", "rows", "tokens", "objective", "stream")
 
 
 class Asked(Config):
-    """The part `run.json`: how rows are asked, without a place of any machine."""
+    """The part `run.json`: how rows are asked, without local paths."""
 
     config: dict[str, Any]
     """The configuration of the run, without its model, its folder and its rows."""
@@ -49,7 +49,7 @@ class Asked(Config):
 
 
 def vote_parts(run: RunFolder, best: bool) -> dict[str, bytes]:
-    """The parts of a vote's patch beside its trajectory; raises RunError for a run that one file cannot stand for."""
+    """The parts of a vote's patch besides its trajectory; raises RunError for a run that one file cannot represent."""
     file, seed = run.artifact_folder(best)[0] / VOTE, Trajectory.read(run.trajectory).header["seed"]
     if not file.is_file():
         raise RunError("the best evaluation was of the model before it was a vote", "leave out --best")
@@ -82,17 +82,17 @@ def vote_parts(run: RunFolder, best: bool) -> dict[str, bytes]:
 
 
 def _is_packaged(name: str | None) -> bool:
-    """Whether it is the name of a packaged task, and no file."""
+    """Whether it is the name of a packaged task, and not a file."""
     return name is not None and not name.endswith((".yaml", ".yml"))
 
 
 @dataclass(frozen=True)
 class VotePart:
-    """A vote of a patch, read and checked: what it holds is text and numbers, and none of it is run or followed.
+    """A vote of a patch, read and checked: it contains only text and numbers, none of which is executed.
 
     Args:
-        members: what each adds to theta, the best one first.
-        trajectory: of its stage, in whose way the members are asked.
+        members: the displacement of each, the best one first.
+        trajectory: trajectory of its stage, which says how the members are evaluated.
     """
 
     members: tuple[Displacement, ...]
@@ -101,7 +101,7 @@ class VotePart:
 
     @classmethod
     def read(cls, count: int, trajectory: Trajectory, members: bytes, content: Mapping[str, Any]) -> VotePart:
-        """Raises PatchError for what zofo cannot have written; `content` is that of `run.json`."""
+        """Parse the parts; raises PatchError for what zofo cannot have written. `content` is that of `run.json`."""
         if len(members) != count * TERM.size:
             raise PatchError(
                 f"the part {MEMBERS!r} has {len(members)} bytes, and {count} members take {TERM.size} each"
@@ -124,7 +124,7 @@ class VotePart:
         return made
 
     def _check(self) -> None:
-        """Raises PatchError or ConfigError for a configuration, task or identity that no run of one task has."""
+        """Raise PatchError or ConfigError for a configuration, task or identity that no run of one task has."""
         content, task = as_recorded(self.asked.config), self.task  # of which older names are refused, too
         asked = content.get("task")
         named = [key for key in _ELSEWHERE if key in content]
@@ -146,16 +146,16 @@ class VotePart:
 
     @property
     def task(self) -> Task:
-        """The task, of the text that the patch holds."""
+        """The task from the text in the patch."""
         return parse_task(task_as_now(parse_yaml(self.asked.task)), TASK)
 
     @property
     def identity(self) -> Identity:
-        """What decides its answers beside its model and its configuration."""
+        """What determines its answers, besides its model and its configuration."""
         return Identity.read({name: self.asked.identity.get(name) for name in _IDENTITY})
 
     def config(self, model: ModelConfig, task_file: Path) -> RunConfig:
-        """Its configuration with a base model; `task_file` is its task where that is no packaged one."""
+        """Its configuration with a base model; `task_file` is its task if that is not a packaged one."""
         content = as_recorded(self.asked.config)
         task = content.get("task")
         if isinstance(task, dict) and task.get("name") is None:
@@ -163,13 +163,13 @@ class VotePart:
         return parse_model(RunConfig, {**content, "model": model.model_dump(mode="json")}).with_absolute_paths()
 
     def write(self, folder: Path, place: Path, model: ModelConfig, identity: Identity, summary: dict[str, Any]) -> None:
-        """Write a run folder that is asked as that of the run.
+        """Write a run folder that answers as the run does.
 
         Args:
-            folder: to write into.
-            place: where that folder will stand.
-            model: the base model and where it is, `identity` what decides its outputs.
-            summary: what is known of the run's outcome.
+            folder: folder to write to.
+            place: final path of that folder.
+            model: the base model and its location; `identity` determines its outputs.
+            summary: the known outcome of the run.
         """
         config = self.config(model, place.absolute() / TASK)
         own = {name: value for name, value in self.identity.as_dict().items() if name in _IDENTITY}

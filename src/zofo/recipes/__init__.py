@@ -1,7 +1,7 @@
 """Recipes: packaged configurations for the rows of the papers' tables, each with presets.
 
-A recipe is a YAML file that `zofo train` takes in place of a configuration: what all of its presets have in common, and
-the presets, one of which is laid over it. Keys are dotted, as overrides on the command line are.
+A recipe is a YAML file that `zofo train` accepts as a configuration: the keys common to all of its presets, and the
+presets, one of which is merged into them. Keys are dotted, as overrides on the command line.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Recipe(Config):
     """What the paper searched: the values of a key. Nothing reads it but the reader."""
 
     def keys(self, preset: str | None = None) -> Keys:
-        """The keys of a preset over those that all have in common.
+        """The keys of a preset merged into the common ones.
 
         Args:
-            preset: its name; by default the first.
+            preset: name of the preset; by default the first.
 
         Raises:
             UnknownNameError: no such preset.
@@ -68,10 +68,10 @@ class Recipe(Config):
         """Refuse a configuration that lacks what the recipe needs.
 
         Args:
-            given: the tree of a preset, with what was given over it.
+            given: the tree of a preset, with overrides.
 
         Raises:
-            ConfigError: names the keys, of which one must be given.
+            ConfigError: it lacks something; the message names the keys, of which one must be given.
         """
         for keys in self.requires:
             if not any(get_by_path(given, key) for key in keys):
@@ -82,15 +82,15 @@ class Recipe(Config):
 
 
 def is_recipe(content: Any) -> bool:
-    """Whether what a YAML file holds is a recipe, and not a configuration."""
+    """Whether the content of a YAML file is a recipe instead of a configuration."""
     return isinstance(content, dict) and "presets" in content
 
 
 def parse_recipe(content: Any) -> Recipe:
-    """What a YAML file holds, as a recipe.
+    """The content of a YAML file as a recipe.
 
     Raises:
-        ConfigError: names the key that is wrong.
+        ConfigError: it is invalid; the message names the key.
     """
     return parse_model(Recipe, content)
 
@@ -101,7 +101,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_lines() -> dict[str, str]:
-    """The packaged recipes, with a line on each: what it trains, and which rows of the papers it stands for."""
+    """The packaged recipes with a line about each: what it trains, and which rows of the papers it reproduces."""
     recipes = {name: load_recipe(name) for name in recipe_names()}
     return {name: f"{recipe.about} ({recipe.table_row})" for name, recipe in recipes.items()}
 

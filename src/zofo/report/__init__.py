@@ -1,4 +1,4 @@
-"""Runs side by side: what they scored, where they differ, and whether that is more than noise."""
+"""Reports of runs side by side: their scores, where they differ, and whether that is more than noise."""
 
 from zofo.report.comparison import RunComparison, compare_runs
 from zofo.report.page import write_report

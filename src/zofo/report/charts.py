@@ -1,4 +1,4 @@
-"""The charts of a report, as Plotly's own figures; the page gives each run its colour."""
+"""The charts of a report, as Plotly figures; the page gives each run its colour."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Chart:
     """One chart.
 
     Args:
-        figure: in Plotly's JSON, whose traces say in `meta` which run they are of, and of a curve the other axes.
+        figure: Plotly JSON, whose traces have in `meta` their run and, for a curve, its other axes.
         about: how to read it.
         switchable: whether its curves can be drawn over queries, steps or seconds.
     """
@@ -36,10 +36,10 @@ class Chart:
 
 
 def charts_of(runs: Sequence[ReportedRun], colours: Mapping[str, int]) -> list[Chart]:
-    """Every chart for which the runs have something to show.
+    """Every chart for which the runs have data.
 
     Args:
-        colours: number of the colour of each group.
+        colours: index of the colour of each group.
     """
     made = [
         _evaluations(runs, colours, "score"),
@@ -56,7 +56,7 @@ _COSTS = (("seconds", "Seconds of training", 1.0), ("peak_bytes", "Peak memory (
 
 
 def _evaluations(runs: Sequence[ReportedRun], colours: Mapping[str, int], what: str) -> Chart | None:
-    """The score or the loss on validation along each run, of its first model."""
+    """The score or the loss on validation along each run, for its main model."""
     traces, names = [], []
     for run in runs:
         places, points = _places(run), []
@@ -75,7 +75,7 @@ def _evaluations(runs: Sequence[ReportedRun], colours: Mapping[str, int], what: 
 
 
 def _training(runs: Sequence[ReportedRun], colours: Mapping[str, int], what: str) -> Chart | None:
-    """Means over blocks of steps of the loss that the steps saw, or of the reward or score."""
+    """Block means of the training loss, or of the reward or score."""
     traces = []
     for run in runs:
         steps = [line for line in run.steps if told_of_step(line)[0] == what and _finite(line[what])]
@@ -89,7 +89,7 @@ def _training(runs: Sequence[ReportedRun], colours: Mapping[str, int], what: str
 
 
 def _treatment(runs: Sequence[ReportedRun], colours: Mapping[str, int]) -> Chart | None:
-    """How far theta is from its start, where the log says it."""
+    """The distance of theta from its start, if the log has it."""
     traces = []
     for run in runs:
         lines = [one for one in run.events if one["event"] in ("step", "treatment") and _finite(one.get(_DISTANCE))]
@@ -106,7 +106,7 @@ _DISTANCE = "backbone_distance"
 
 
 def _slopes(runs: Sequence[ReportedRun], colours: Mapping[str, int]) -> Chart | None:
-    """The projected gradients of all steps, as shares."""
+    """Distribution of the projected gradients of all steps."""
     traces = []
     for run in runs:
         values = [v for line in run.steps for k, v in line.items() if k.startswith("projected_gradient") and _finite(v)]
@@ -174,7 +174,7 @@ def _chart(
     switchable: bool = False,
     layout: Mapping[str, Any] | None = None,
 ) -> Chart | None:
-    """Plotly checks the figure; None where there is nothing to show."""
+    """A chart checked by Plotly; None if there is nothing to show."""
     if not traces:
         return None
     import plotly.graph_objects as go  # takes a while
@@ -184,7 +184,7 @@ def _chart(
 
 
 def safe_json(content: Any) -> str:
-    """JSON that can stand in a script of a page, whatever it holds."""
+    """JSON that is safe inside a script of a page."""
     return json.dumps(content, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -202,5 +202,5 @@ def _finite(value: Any) -> bool:
 
 
 def _short(values: Sequence[float]) -> list[float]:
-    """Five significant digits: a page of many curves stays small."""
+    """Rounded to five significant digits, so that a page with many curves stays small."""
     return [float(f"{value:.5g}") for value in values]

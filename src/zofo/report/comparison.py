@@ -1,4 +1,4 @@
-"""Two or more runs, example by example: is one better, and is that more than noise?"""
+"""Compare runs example by example: is one better, and is that more than noise?"""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _POWER = 2.8  # standard errors: a difference of 1.96 + 0.84 of them is found wi
 
 @dataclass(frozen=True)
 class Difference:
-    """A number of one run less that of another, over the same examples.
+    """A number of one run minus that of another, over the same examples.
 
     Args:
-        low: lower end of its 95 % interval, by a paired bootstrap over examples (over groups, where rows have groups).
-        detectable: the smallest true difference that so many examples would probably show.
+        low: lower end of its 95 % interval, by a paired bootstrap over examples (or over groups of rows).
+        detectable: the smallest true difference that this number of examples would probably show.
     """
 
     value: float
@@ -49,15 +49,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class PairedRuns:
-    """One run against the first one, over the examples that both were scored on.
+    """One run compared with the first one, over the examples that both were scored on.
 
     Args:
         against: name of the first one.
-        loss: the difference of the mean loss; None where it is not known, or where one of them is a vote.
-        only_first: examples that the first alone has right; None of generations, which are not right or wrong.
-        only_second: examples that the other alone has right.
-        mcnemar: p of the exact McNemar test of these two numbers, two-sided: of the accuracy, whatever the score is.
-        otherwise: of rows that each run was asked about by another prompt, what a reader has to know; else empty.
+        loss: difference of the mean loss; None if unknown, or if one of them is a vote.
+        only_first: number of examples that only the first has right; None for generations, which are not right or
+            wrong.
+        only_second: number of examples that only the other has right.
+        mcnemar: p of the two-sided exact McNemar test of these two numbers, about accuracy, whatever the score is.
+        otherwise: a note for the reader if the runs used different prompts for the rows; else empty.
     """
 
     name: str
@@ -74,8 +75,9 @@ class PairedRuns:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the score differs by more than noise: the interval says so and, of accuracy, the exact test, which
-        holds for few examples, too."""
+        """Whether the score differs by more than noise, according to the interval.
+
+        For accuracy the exact test must agree, which is valid for few examples, too."""
         return self.score.is_clear and (self.metric != "accuracy" or self.mcnemar is None or self.mcnemar < 0.05)
 
     @property
@@ -86,16 +88,16 @@ class PairedRuns:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """What can be said of some runs.
+    """The comparison of several runs.
 
     Args:
-        settings: the keys in which they differ, and the value of each run; None where it has none.
-        options: the same, of parts that not all of them have.
-        pairs: each further run against the first one, where both kept what they answered to the same examples; of
-            runs that differ in their seeds, those with the first one's.
-        groups: the same over seeds, of runs that differ in these alone.
-        means: of each of these groups, as the cells of a table.
-        notes: what a reader has to know.
+        settings: keys in which they differ, and the value of each run; None if it has none.
+        options: the same, for parts that not all of them have.
+        pairs: each further run compared with the first one, if both kept their answers to the same examples; of runs
+            that differ only in their seed, those with the first one's seed.
+        groups: the same over seeds, for runs that differ only in these.
+        means: the cells of a table with the mean of each of these groups.
+        notes: notes for the reader.
     """
 
     runs: list[ReportedRun]
@@ -109,15 +111,15 @@ class RunComparison:
 
 
 def compare_runs(paths: Sequence[Path | str] | Sequence[ReportedRun], split: str | None = None) -> RunComparison:
-    """Compare runs by their first models.
+    """Compare runs by their main models.
 
     Args:
-        paths: of two or more runs, or studies; or runs that were read already.
-        split: validation or test; by default test where all were scored on it.
+        paths: paths of two or more runs or studies; or runs that are already loaded.
+        split: validation or test; by default test if all were scored on it.
 
     Raises:
         RunError: see `read_runs`.
-        ConfigError: fewer than two runs, or another split.
+        ConfigError: there are fewer than two runs, or another split is given.
     """
     runs = [one for one in paths if isinstance(one, ReportedRun)]
     runs = runs or read_runs([one for one in paths if not isinstance(one, ReportedRun)])
@@ -184,10 +186,10 @@ _Pairs = list[tuple[ScoredExample, ScoredExample]]
 
 
 def _matched(first: ReportedRun, other: ReportedRun, split: str) -> tuple[_Pairs, str]:
-    """The examples that both answered, and what a reader has to know of them, or why there are none.
+    """The examples that both answered, with a note for the reader, or why there are none.
 
-    Where no example is asked in the same words, as with other prompts or a chat template, rows of one file and line are
-    the same, if all of them have the same right answers.
+    If no prompts are equal, as with another prompt or chat template, examples are matched by file and line, if all of
+    them have the same right answers.
     """
     mine, others = first.answered(split), other.answered(split)
     theirs = {_place(one): one for one in others}
@@ -212,19 +214,20 @@ def _asked(pair: tuple[ScoredExample, ScoredExample]) -> list[str]:
 
 
 def _row(example: ScoredExample) -> tuple[str, str]:
-    """Where the row of an example is, however it is asked about."""
+    """The row of an example, independent of the prompt."""
     return example.task, example.where
 
 
 def _place(example: ScoredExample) -> tuple[str, str, tuple[str, ...], str]:
-    """What tells an example from others: folders of rows may lie elsewhere."""
+    """What identifies an example: folders of rows may have moved."""
     return example.task, example.text, example.candidates, example.where.rsplit("/", 1)[-1]
 
 
 def _mcnemar(
     examples: Sequence[ScoredExample], first: Sequence[Answer], second: Sequence[Answer]
 ) -> tuple[int | None, int | None, float | None]:
-    """Examples that only the first, and only the second, has right, and the p of McNemar's exact test."""
+    """The numbers of examples that only the first, and only the second, has right, and the p of McNemar's exact
+    test."""
     if any(one.answers for one in examples):
         return None, None, None
     from scipy import stats
@@ -235,7 +238,7 @@ def _mcnemar(
 
 
 def _bootstrap(examples: Sequence[ScoredExample], statistic: Callable[[Any], float]) -> Difference:
-    """A statistic of chosen examples, with its percentile interval; those of a group are drawn together."""
+    """A statistic over chosen examples with its percentile interval; examples of a group are drawn together."""
     units: dict[str, list[int]] = {}
     for place, one in enumerate(examples):
         units.setdefault(one.group or f"\0{place}", []).append(place)

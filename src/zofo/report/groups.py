@@ -1,4 +1,4 @@
-"""Runs that differ in their seeds alone: their means, and whether one group is better than another."""
+"""Runs that differ only in their seed: their means, and whether one group is better than another."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from zofo.training.evaluation import as_number, as_score
 
 @dataclass(frozen=True)
 class PairedGroups:
-    """A group of runs against the first one, in pairs of the same seeds.
+    """A group of runs compared with the first one, in pairs of the same seeds.
 
     Args:
         against: name of the first one.
-        difference: of the score, in pairs.
+        difference: paired difference of the score.
     """
 
     name: str
@@ -41,8 +41,9 @@ class PairedGroups:
 def verdict_on(
     compared: Any, numbers: tuple[float, float, float, float], is_clear: bool, sample: str, over: str = ""
 ) -> str:
-    """Which of two is better, in words, by the difference, both ends of its 95 % interval, and the smallest difference
-    that the sample would show."""
+    """Which of two is better, in words.
+
+    From the difference, both ends of its 95 % interval, and the smallest difference that the sample would show."""
     middle, low, high, least = ((1 if compared.metric == "loss" else 100) * number for number in numbers)
     if is_clear and middle < 0:  # said of the better one, so that its sign is the sentence's
         low, high = -high, -low
@@ -58,8 +59,9 @@ def verdict_on(
 
 
 def groups_of(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
-    """The groups that have runs of two or more seeds with an outcome, one of each, in the order of the runs; called as
-    a study calls them, by what the names of their runs have in common, by their method, or by their first run."""
+    """The groups with finished runs of two or more seeds, in the order of the runs.
+
+    A group is named as in a study, by the common part of its runs' names, by their method, or by its first run."""
     found: dict[str, list[ReportedRun]] = {}
     for run in runs:
         if run.summary:
@@ -83,12 +85,12 @@ _SEED = re.compile(r"([\s._-]+s|[\s._-]*seed)?[\s._=-]*\d*$", re.IGNORECASE)
 
 
 def _in_common(runs: Sequence[ReportedRun]) -> str:
-    """What the names of runs begin with, without the words for a seed: `mezo` for `mezo-seed0` and `mezo-seed1`."""
+    """The common prefix of the runs' names, without words for a seed: `mezo` for `mezo-seed0` and `mezo-seed1`."""
     return _SEED.sub("", os.path.commonprefix([run.name for run in runs]))
 
 
 def compare_groups(runs: Sequence[ReportedRun], split: str) -> list[PairedGroups]:
-    """Each further group against the first one, where two seeds or more are in both."""
+    """Each further group compared with the first one, if both have at least two seeds in common."""
     found: list[PairedGroups] = []
     (against, first), *others = list(groups_of(runs).items()) or [("", [])]
     for name, own in others:
@@ -103,7 +105,7 @@ def compare_groups(runs: Sequence[ReportedRun], split: str) -> list[PairedGroups
 
 
 def mean_row(name: str, runs: Sequence[ReportedRun], split: str) -> dict[str, str]:
-    """The cells of a group in a table of means, each with its 95 % interval over seeds where there is one."""
+    """The cells of a group in a table of means, each with its 95 % interval over seeds if there is one."""
     metric = runs[0].metric
 
     def cell(of: Callable[[ReportedRun], float | None], write: Callable[[float], str]) -> str:

@@ -1,4 +1,4 @@
-"""A report: one page of HTML that holds all that it shows and asks nothing of the network."""
+"""A report as a single self-contained HTML page that needs no network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_report(runs: Sequence[ReportedRun], file: Path, refresh: int | None = 
     """Write the page.
 
     Args:
-        refresh: seconds after which an open page loads itself again, while runs go on; None for never.
+        refresh: seconds after which an open page reloads, while runs are active; None for never.
 
     Raises:
         RunError: the file cannot be written.
@@ -65,14 +65,14 @@ def write_report(runs: Sequence[ReportedRun], file: Path, refresh: int | None = 
 
 @functools.cache
 def _packed_plotly() -> str:
-    """Plotly for the browser, by gzip and in Base64: 2 MB of the page in place of 4.8."""
+    """Plotly for the browser, gzipped and in Base64: 2 MB of the page instead of 4.8."""
     from plotly.offline import get_plotlyjs
 
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
 def _section(number: int, task: str, runs: Sequence[ReportedRun]) -> dict[str, Any]:
-    """What the page says of the runs of one task."""
+    """The part of the page about the runs of one task."""
     colours = {group: place for place, group in enumerate(dict.fromkeys(run.group for run in runs))}
     compared = compare_runs(runs) if len(runs) > 1 else None
     split = compared.split if compared else "test" if runs[0].scores("test") else "validation"
@@ -110,7 +110,7 @@ def _row(run: ReportedRun, split: str, colours: Mapping[str, int]) -> dict[str, 
 
 
 def _interval(run: ReportedRun, split: str) -> str:
-    """The 95 % interval of a share of right answers over examples, by Wilson; empty for other scores."""
+    """The 95 % Wilson interval of accuracy over examples; empty for other scores."""
     own = run.answered(split)
     if run.metric != "accuracy" or not own:
         return ""
@@ -122,13 +122,13 @@ def _interval(run: ReportedRun, split: str) -> str:
 
 
 def _distance(run: ReportedRun) -> float | None:
-    """The last distance of the backbone from its start that the log has."""
+    """The last distance of the backbone from its start in the log."""
     found = [line["backbone_distance"] for line in run.events if line.get("backbone_distance") is not None]
     return found[-1] if found else None
 
 
 def _details(run: ReportedRun, split: str) -> dict[str, Any]:
-    """A run by itself: how to make it again, what it confused, and where it was most wrong."""
+    """A single run: how to reproduce it, what it confused, and where it was most wrong."""
     own, variant = run.answered(split), run.variant
     known = [one for one in own if one.losses.get(variant) is not None]
     worst = sorted(known, key=lambda one: -float(one.losses[variant] or 0))[:_WORST]
@@ -155,14 +155,14 @@ def _details(run: ReportedRun, split: str) -> dict[str, Any]:
 
 
 def _changed(run: ReportedRun) -> list[tuple[str, str, str]]:
-    """What a reward has changed, before and after; empty for other runs."""
+    """The effect of a reward, before and after; empty for other runs."""
     both = run.summary.get("before_after", {})
     known = [(NUMBERS[name], *values) for name, values in both.items() if name in NUMBERS and None not in values]
     return [(name, as_number(before), as_number(after)) for name, before, after in known]
 
 
 def command_of(run: ReportedRun) -> str:
-    """What makes the run again; of a reward, which no configuration holds, as far as it is known."""
+    """The command that reproduces the run, including its reward, as far as known, which no configuration contains."""
     objective = str(run.folder.identity.objective or "")
     own = objective == run.settings.get("training.objective") or (objective in OBJECTIVES and objective not in REWARDS)
     parts = [] if own or not objective else objective.split(" + ")
@@ -173,7 +173,7 @@ def command_of(run: ReportedRun) -> str:
 
 
 def _confusion(examples: Sequence[ScoredExample], variant: str) -> dict[str, Any] | None:
-    """How often each label was given for each; None where the examples do not share a few labels."""
+    """The confusion matrix of labels; None if the examples do not share a few labels."""
     labels = [label.strip() for label in examples[0].candidates] if examples and not examples[0].answers else []
     same = all([label.strip() for label in one.candidates] == labels for one in examples)
     if not same or not 1 < len(labels) <= _MOST_LABELS:

@@ -1,4 +1,4 @@
-"""What a report knows of a run: its configuration, its log, its outcome and what its models answered."""
+"""The data of a run for reports: its configuration, its log, its outcome and its models' answers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class ReportedRun:
     """A run as a report shows it.
 
     Args:
-        name: that tells it from the others.
-        task: as people call it.
+        name: its name among the runs.
+        task: title of its task.
         settings: every key of its configuration that has an effect, dotted, with its value.
-        events: the lines of its log, in order.
-        summary: its outcome; empty of a run that is going on, or whose process died.
-        examples: what its models last answered; none of a run of an older version.
-        group: name of the group; runs of one differ in their seeds alone.
+        events: the lines of its log in order.
+        summary: its outcome; empty for a run that is active, or whose process died.
+        examples: its models' last answers; empty for a run of an older version.
+        group: name of the group; its runs differ only in their seed.
     """
 
     name: str
@@ -46,12 +46,12 @@ class ReportedRun:
 
     @property
     def seed(self) -> tuple[Any, ...]:
-        """What tells it from the others of its group."""
+        """What distinguishes it within its group."""
         return tuple(self.settings.get(key) for key in SEEDS)
 
     @property
     def state(self) -> str:
-        """Whether it has ended, in words; empty where it has."""
+        """Why it has not ended, in words; empty if it has."""
         if not self.summary:
             return "has not ended: it is going on, or was killed"
         stopped = self.summary.get("stopped")
@@ -59,7 +59,7 @@ class ReportedRun:
 
     @property
     def conclusions(self) -> list[str]:
-        """What it said after its last step: what `select` kept, that it diverged."""
+        """Its messages after the last step: what `select` kept, that it diverged."""
         return [str(one) for one in self.summary.get("conclusions", [])]
 
     @property
@@ -71,12 +71,12 @@ class ReportedRun:
 
     @property
     def score_name(self) -> str:
-        """Its score as people read it, with the label that it is of: "f1 of 'fraud'"."""
+        """Its score for people, with its label: "f1 of 'fraud'"."""
         return score_name(self.metric, str(self.summary.get("positive_label", "")))
 
     @property
     def variant(self) -> str:
-        """The model that is reported first."""
+        """The main model."""
         first = next(self.evaluations, {"variant": "model"})
         return str(next(iter(self.summary.get("variants", {})), first["variant"]))
 
@@ -91,8 +91,9 @@ class ReportedRun:
         return [line for line in self.events if line["event"] == "step"]
 
     def scores(self, split: str) -> dict[str, float]:
-        """Scores, loss and majority of the first model on a split; of a run without an outcome, those of its last
-        evaluation; empty where it was not scored."""
+        """Scores, loss and majority of the main model on a split; empty if it was not scored.
+
+        For a run without an outcome, those of its last evaluation."""
         variants = self.summary.get("test", {}) if split == "test" else self.summary.get("variants", {})
         found = variants.get(self.variant)
         if found or split == "test" or self.summary:
@@ -106,10 +107,10 @@ class ReportedRun:
 
 
 def read_runs(paths: Sequence[Path | str]) -> list[ReportedRun]:
-    """Read runs, and of a study its final runs.
+    """Read runs, and for a study its final runs.
 
     Raises:
-        RunError: a folder that is neither a run nor a study, or one that is given twice; names it.
+        RunError: a folder is neither a run nor a study, or is given twice; the message names it.
     """
     found: list[ReportedRun] = []
     for path in map(Path, paths):
@@ -128,7 +129,7 @@ def read_runs(paths: Sequence[Path | str]) -> list[ReportedRun]:
 
 
 def grouped(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
-    """The runs that no study has grouped, in a group with those that differ from them in seeds alone."""
+    """Runs outside studies, grouped with those that differ from them only in the seed."""
     first: dict[str, str] = {}
     grouped = []
     for run in runs:
@@ -138,7 +139,7 @@ def grouped(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
 
 
 def _of_study(path: Path) -> list[ReportedRun]:
-    """The final runs of a study, as its results name them."""
+    """The final runs of a study, with the names in its results."""
     results = path / "results.csv"
     if not results.is_file():
         raise RunError(f"{str(path)!r} is a study without results.csv", "write it first: zofo study NAME --report-only")
@@ -175,8 +176,9 @@ Settings = list[tuple[str, list[Any]]]
 
 
 def differing_settings(runs: Sequence[ReportedRun]) -> tuple[Settings, Settings]:
-    """Every key that not all runs have with the same value, but for those that follow from others: of the parts that
-    all of them have, with the names of those that they have not; and the options of these."""
+    """Every key whose value differs between runs, except those that follow from others.
+
+    First for parts that all runs have, with the names of the parts that only some have; then the options of these."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     rows = {key: [run.settings.get(key) for run in runs] for key in keys}
     differing = [key for key, values in rows.items() if any(value != values[0] for value in values)]
@@ -188,8 +190,9 @@ def differing_settings(runs: Sequence[ReportedRun]) -> tuple[Settings, Settings]
 
 
 def _following(runs: Sequence[ReportedRun], keys: Sequence[str]) -> set[str]:
-    """Those of some keys that each run has by default, as its other keys are, such as the rate that suits an adapter:
-    without all of them together, its configuration is the same."""
+    """Keys that each run has by default, given its other keys, such as the learning rate for an adapter.
+
+    Without all of them, its configuration would be the same."""
     own = [run.folder.config.model_dump(mode="json") for run in runs]
     kept, found = own, set[str]()
     for key in keys:
@@ -201,7 +204,7 @@ def _following(runs: Sequence[ReportedRun], keys: Sequence[str]) -> set[str]:
 
 
 def _completed(tree: dict[str, Any]) -> dict[str, Any] | None:
-    """The whole configuration that a tree leads to; None where it leads to none."""
+    """The complete configuration for a tree; None if it is invalid."""
     try:
         return parse_model(RunConfig, tree).model_dump(mode="json")
     except ZofoError:

@@ -1,4 +1,4 @@
-"""Following a run from another terminal, by the files that it writes and nothing else."""
+"""Follow a run from another terminal, through the files that it writes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ INTERVAL = 2.0
 
 
 def watch_run(path: Path, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
-    """A line whenever something has happened in a run, until it has ended, was stopped, or its process is gone.
+    """Yield a line whenever something has happened in a run, until it ends, is stopped, or its process is gone.
 
     Raises:
-        RunError: no run there, or more than one.
+        RunError: there is no run, or more than one.
     """
     shown = ""
     while True:
@@ -42,7 +42,7 @@ def watch_run(path: Path, sleep: Callable[[float], None] = time.sleep) -> Iterat
 
 
 def _status(run: ReportedRun) -> str:
-    """Where a run is, on one line."""
+    """The progress of a run on one line."""
     steps, training = run.steps, run.settings
     if not steps:
         return "no step is made yet"
@@ -58,7 +58,7 @@ def _status(run: ReportedRun) -> str:
 
 
 def _is_worked_on(run: ReportedRun) -> bool:
-    """Whether a process trains in the folder."""
+    """Whether a process is training in the folder."""
     try:
         with run.folder.locked():
             return False
