@@ -176,7 +176,7 @@ class Momentum(LinearRule):
 
     Args:
         lr: the step size.
-        beta: how much of m is kept a step, 0 <= beta < 1.
+        beta: decay rate of m per step, 0 <= beta < 1.
         tolerance: a term is dropped once its coefficient has decayed below this share of the largest.
     """
 
@@ -260,7 +260,7 @@ class DenseMomentum(Rule):
 
     Args:
         lr: the step size.
-        beta: how much of m is kept a step, as `momentum` of `torch.optim.SGD`.
+        beta: decay rate of m per step, as `momentum` of `torch.optim.SGD`.
     """
 
     linear = False

@@ -29,7 +29,7 @@ class PrefixAdapters(PeftAdapters):
 
     Args:
         num_virtual_tokens: how many virtual tokens.
-        init: from real activations, or from N(0, 0.02**2).
+        init: start from the activations of random words, or from N(0, 0.02**2).
 
     Raises:
         ConfigError: the model is an encoder, or its layers have no keys and values, or in a form that peft does not

@@ -37,7 +37,7 @@ class SubspaceAdapters(PeftAdapters):
 
     Args:
         rank: number of input directions per layer.
-        init: from each layer's inputs for some training rows, or random orthonormal.
+        init: the directions: from each layer's inputs for some training rows, or random orthonormal.
         calibration_batches: number of batches of training rows to compute these inputs from, without a gradient, before
             the first step.
         target_modules: names of the linear layers to adapt; by default all but the output head.

@@ -178,7 +178,7 @@ class MethodConfig(Config):
     name: str
     """Which method."""
     batch_size: int = Field(16, ge=1)
-    """Examples a batch."""
+    """Number of examples per batch."""
 
     @classmethod
     def known_keys(cls) -> list[str]:

@@ -31,11 +31,11 @@ class PopulationMethodConfig(ForwardOnlyConfig):
     """Configuration of a method whose steps evaluate a population. `estimator.epsilon` is sigma."""
 
     estimator: PopulationConfig = Field(default_factory=lambda: PopulationConfig.model_validate({}))
-    """How the losses of the members become one step. It holds sigma, the standard deviation of what a member adds to
-    each entry, as `epsilon`; what is compared, as `scores` (`z-score`, `rank` or `plain`); and whether members come in
-    pairs, as `mirrored`."""
+    """How the losses of the members become one step: sigma, the standard deviation of a member's change of each entry,
+    as `epsilon`; how members are compared, as `scores` (`z-score`, `rank` or `plain`); and whether they come in pairs,
+    as `mirrored`."""
     population: int = Field(30, ge=2)
-    """N: members a step; a mirrored pair is two. Its directions are `num_directions`, which follows from it."""
+    """N: members per step; a mirrored pair counts as two. It determines `num_directions`."""
 
     lr_per_sigma: ClassVar[float]
     """The default learning rate of a rule that is plain SGD, as a share of sigma."""

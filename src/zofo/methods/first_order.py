@@ -36,12 +36,13 @@ class FirstOrderConfig(MethodConfig, FirstOrderStepConfig):
     name: Literal["first-order"] = "first-order"
     """Which method."""
     parameters: Literal["adapter", "all", "head"] = "adapter"
-    """What is trained: an adapter, all weights, or the head."""
+    """What to train: an adapter, all weights, or the head."""
     trainable: list[str] | None = Field(None, min_length=1)
-    """Glob patterns of the parameters that are trained among these, for example `["*.layers.29.*"]`; `!pattern` leaves
-    out. By default all of them."""
+    """Glob patterns of the parameters to train among these, for example `["*.layers.29.*"]`; `!pattern` excludes. By
+    default all of them."""
     gradient_accumulation_steps: int = Field(1, ge=1)
-    """Batches whose mean gradient one step takes: a step has `batch_size` times as many examples."""
+    """Number of batches whose gradients are averaged for one step, which then has that many times `batch_size`
+    examples."""
     lr: NonNegative = PeftAdapters.lr
     """The learning rate; by default 1e-3 for LoRA, DoRA, IA3 and a head, 1e-2 for a prefix or prompt, 3e-4 for
     `subspace`, and for weights 1e-5, or 1e-3 by SGD."""

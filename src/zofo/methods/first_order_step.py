@@ -28,20 +28,20 @@ class FirstOrderStepConfig(Config):
     """Options of first-order steps."""
 
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
-    """The adapter that first-order steps train; the two of `bilevel` have the same shape."""
+    """The adapter that first-order steps train; both adapters of `bilevel` have this shape."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """Optimiser of first-order steps, of `torch.optim`."""
+    """Optimizer of first-order steps, from `torch.optim`."""
     weight_decay: NonNegative = 0.0
-    """Weight decay of first-order steps, as the optimiser defines it: added to the gradient by `adam` and `sgd`,
-    decoupled by `adamw`. Biases and norms do not decay."""
+    """Weight decay of first-order steps, as the optimizer defines it: added to the gradient by `adam` and `sgd`,
+    decoupled in `adamw`. Biases and norms do not decay."""
     max_grad_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Gradients of first-order steps that are longer together are scaled to this length; by default none is."""
+    """Maximum norm of the gradients of first-order steps, above which they are clipped; by default no clipping."""
     rounding: Rounding = "stochastic"
     """How updates of half-precision weights are rounded: to `nearest`, as in other code, loses what is less than half
     the distance of two numbers, which is most of a step."""
     gradient_checkpointing: bool = False
-    """Run each layer a second time in the backward pass, in place of keeping what is between: less memory, about a
-    third more time, the same gradients."""
+    """Recompute each layer in the backward pass instead of storing its activations: less memory, about a third more
+    time, the same gradients."""
 
     def backward(self, examples: int, times: float = 1.0, of: Literal["adapter", "all", "head"] = "adapter") -> Pass:
         """The pass of one forward and backward of some examples."""

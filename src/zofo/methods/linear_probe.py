@@ -31,7 +31,7 @@ class LinearProbeConfig(MethodConfig):
     name: Literal["linear-probe"] = "linear-probe"
     """Which method."""
     folds: int = Field(5, ge=2)
-    """Folds of the cross-validation that chooses the strength of the regularisation."""
+    """Number of cross-validation folds to choose the strength of the regularisation."""
 
 
 @METHODS.register("linear-probe")

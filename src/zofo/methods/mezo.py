@@ -42,8 +42,8 @@ class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
     evaluator."""
 
     keep_base: bool = False
-    """Keep a copy of the model's own weights that move, as the run began with them, for `training.kl_beta` to ask: it
-    takes their memory once more."""
+    """Keep a copy of the initial values of the model's own weights that move, for `training.kl_beta`. It doubles their
+    memory."""
 
     @model_validator(mode="after")
     def _base_is_of_weights(self) -> ForwardOnlyConfig:

@@ -40,13 +40,13 @@ class SelectConfig(PopulationMethodConfig):
     name: Literal["select"] = "select"
     """Which method."""
     keep: int = Field(1, ge=1)
-    """K: how many of all members are kept, as one displacement weighted by their scores; 1 is "best of N"."""
+    """K: number of members to keep, as one displacement weighted by their scores; 1 is "best of N"."""
     gate_examples: int = Field(64, ge=0)
-    """Training rows, apart from those that members are scored on, where what is kept must be better than the model as
-    it is, or nothing moves; 0 moves without asking."""
+    """Number of training rows, separate from those that members are scored on, on which the result must be better than
+    the unchanged model, or nothing moves; 0 skips this gate."""
     vote: bool = False
-    """Keep the best `keep` members as they are, and let them vote: each answers, and what most of them say is the
-    answer, of equals what the best of their members says. Set it for scores of answers, with an odd `keep`."""
+    """Keep the best `keep` members separately, and let them vote: the most frequent answer wins; ties go to that of the
+    best member. Use it for scores of answers, with an odd `keep`."""
 
     @model_validator(mode="after")
     def _can_vote(self) -> SelectConfig:

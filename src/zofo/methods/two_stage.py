@@ -31,7 +31,7 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     name: Literal["two-stage"] = "two-stage"
     """Which method."""
     adapter_steps: int = Field(50, ge=1)
-    """First-order steps on the adapter; every later step of the run is a zeroth-order step on the backbone."""
+    """Number of first-order steps on the adapter; all later steps are zeroth-order steps on the backbone."""
     lr_adapter: NonNegative = PeftAdapters.lr
     """Learning rate of the adapter; by default 1e-3, 1e-2 for a prefix or prompt, 3e-4 for `subspace`."""
 

@@ -60,25 +60,26 @@ class ZerothOrderConfig(Config):
     noise: NoiseConfig = _part(NoiseConfig)
     """The distribution of directions."""
     mask: MaskConfig | None = None
-    """The part of every direction that is kept; by default all of it."""
+    """Which part of every direction is kept; by default all of it."""
     estimator: EstimatorConfig = _part(EstimatorConfig)
-    """How losses become a gradient estimate; holds epsilon."""
+    """How losses become a gradient estimate; has epsilon."""
     num_directions: int = Field(1, ge=1, lt=_EACH)
-    """Directions a step; their estimates are averaged."""
+    """Number of directions per step; their estimates are averaged."""
     directions: DirectionSharing = "shared"
-    """Who shares a direction: the whole batch (`shared`), nobody (`per-example`), or n examples (`per-group(n)`)."""
+    """Which examples share a direction: the whole batch (`shared`), none (`per-example`), or n each
+    (`per-group(n)`)."""
     normalize_by_std: bool = False
     """Divide each estimate by the standard deviation of the examples' slopes."""
     rule: RuleConfig = _part(RuleConfig)
-    """How an estimate becomes an update; holds the learning rate."""
+    """How an estimate becomes an update; has the learning rate."""
     evaluator: EvaluatorConfig = _part(EvaluatorConfig)
-    """How losses at points are found; by default `in-forward` for low-rank noise, else `in-place`."""
+    """How losses at points are computed; by default `in-forward` for low-rank noise, else `in-place`."""
     rounding: Rounding = "stochastic"
     """How updates of half-precision weights are rounded: to `nearest`, as in other code, loses what is less than half
     the distance of two numbers, which is most of a step."""
     trainable: list[str] | None = Field(None, min_length=1)
-    """Glob patterns of the parameters that move, of an adapter where one moves; `!pattern` leaves out. By default all
-    that a forward uses and that require a gradient."""
+    """Glob patterns of the parameters that move, of the adapter if one moves; `!pattern` excludes. By default all that
+    a forward uses and that require a gradient."""
 
     moved_adapter: ClassVar[str | None] = None
     """The key of the adapter whose tensors the steps move where there is one, and not the model's weights."""

@@ -55,28 +55,27 @@ from zofo.models.tokenizer_loading import complete_padding, embeddings_of, read_
 
 
 class ModelConfig(Config):
-    """Which model, and how it is loaded."""
+    """The model, and how it is loaded."""
 
     name: str = "smollm2-135m"
     """An embedded model (`zofo list models`), a folder with a transformers model, or a Hub id (`facebook/opt-125m`)."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    """Number type of the weights; of a quantised model, that of products and of what is not packed. `auto` stands for
-    the one that the checkpoint's config.json names, which is what a run records."""
+    """Dtype of the weights; of a quantised model, the dtype of products and of tensors that are not packed. `auto`
+    takes the one in the checkpoint's config.json, and the run records that."""
     quantization: Quantization | None = None
-    """How weights are packed as they are loaded, so that an adapter on them can be trained in less memory: `nf4` or
-    `int8` by bitsandbytes, `int8-weight-only` or `int4-weight-only` by torchao; by default as the checkpoint has
-    them."""
+    """Quantise the weights during loading, to train an adapter on them in less memory: `nf4` or `int8` with
+    bitsandbytes, `int8-weight-only` or `int4-weight-only` with torchao. By default as in the checkpoint."""
     revision: str | None = None
     """Branch, tag or commit, for a Hub id."""
     device: str | None = None
-    """Where the weights go, such as `cpu`, `cuda` or `mps`; by default the device that accelerate finds."""
+    """Device of the weights, such as `cpu`, `cuda` or `mps`; by default the one that accelerate finds."""
     offload: Offload | None = None
-    """`disk` leaves the weights in the checkpoint's files, from which a forward reads them: for a model larger than
-    memory, with a method that moves an adapter on the CPU. By default they may be copied and written."""
+    """`disk` leaves the weights in the checkpoint's files, from which each forward reads them: for a model larger than
+    memory, on the CPU, with a method that moves an adapter. By default weights are loaded into memory."""
     head: Head | None = None
-    """What the model's outputs are; by default what its checkpoint was made with."""
+    """The kind of the model's outputs; by default that of its checkpoint."""
     head_seed: int = Field(0, ge=0, lt=1 << 64)
-    """Seed of a head that the checkpoint does not bring."""
+    """Seed of a new head that the checkpoint does not have."""
 
     @model_validator(mode="before")
     @classmethod

@@ -32,7 +32,7 @@ class Magnitude(Mask):
 
     Args:
         density: the share of units to keep, 0 < density <= 1.
-        keep: `smallest` or `largest`.
+        keep: which weights to keep.
 
     Raises:
         ConfigError: a share that is none.

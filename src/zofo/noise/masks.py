@@ -316,7 +316,7 @@ class BlockRotation(Mask):
 
     Args:
         num_blocks: number of blocks, at most one per tensor.
-        order: `shuffled` or `cyclic`.
+        order: a new random order in each round (`shuffled`), or always the same (`cyclic`).
 
     Raises:
         ConfigError: `num_blocks` is below 1 or, when it is applied, above the number of tensors.

@@ -30,71 +30,72 @@ class TaskConfig(Config):
     data: Annotated[str, BeforeValidator(lambda data: str(data) if isinstance(data, Path) else data)] | None = None
     """Rows of your own: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder of them, or a Hub id."""
     data_dir: Path | None = None
-    """A folder with the task's rows, one file for each source split, in place of its own source."""
+    """A folder with the task's rows, one file per source split, instead of its own source."""
     columns: dict[str, str] | None = None
-    """What columns are called in your rows, such as `{text: Message, label: Team}`; a task file's own columns can be
-    named, and `text` and `label` stand for its only text and its label."""
+    """Names of columns in your rows, such as `{text: Message, label: Team}`: the task's column -> yours. `text` and
+    `label` also work for a task's only text and its label."""
     prompt: str | None = None
     """Name of one of the task's prompts; by default its first, and `none` for a classification head."""
     template: PromptTemplate | None = None
-    """A prompt in place of the task's, in Jinja, for example `"{{ text }} It was"`."""
+    """A prompt instead of the task's, in Jinja, for example `"{{ text }} It was"`."""
     label: str | None = None
-    """The label column, or an expression of columns, in place of the task's."""
+    """The label column, or an expression of columns, instead of the task's."""
     labels: ChoiceLabels | None = None
-    """Multiple choice: what the label column holds for each choice, such as `[1, 2, 3, 4]` where it counts from 1; or
-    an expression of the row that gives such a list. It takes the place of the task's."""
+    """Multiple choice: the value of the label column for each choice, such as `[1, 2, 3, 4]` if it counts from 1; or an
+    expression of the row that gives such a list. Replaces the task's."""
     verbalizers: Verbalizers | None = None
-    """Verbalizers in place of the task's."""
+    """Verbalizers instead of the task's."""
     metric: str | None = None
-    """A score in place of the task's."""
+    """A metric instead of the task's."""
     positive_label: Annotated[Label | None, BeforeValidator(_as_text)] = None
-    """The label that `f1` is of, such as `fraud`, in place of the task's; by default the last of two labels, in the
-    task's order, which is that of the alphabet for a CSV file. It is named beside the score."""
+    """The label that `f1` is computed for, such as `fraud`, instead of the task's; by default the second of two labels
+    in the task's order, which is alphabetical for a CSV file. It is shown with the score."""
     max_new_tokens: int | None = Field(None, ge=1)
-    """Generation: the most tokens of an answer, in place of the task's."""
+    """Generation: the maximum number of tokens of an answer, instead of the task's."""
     scoring: Literal["mean", "sum", "calibrated", "channel"] = "mean"
-    """How a candidate is scored. `mean` and `sum`: the log-likelihood of its tokens. `calibrated`: the sum, less that
+    """How a candidate is scored. `mean` and `sum`: the log-likelihood of its tokens. `calibrated`: the sum minus that
     of the same candidate after a prompt without content. `channel`: the log-likelihood of the prompt after the
-    candidate, in training too."""
+    candidate, also in training."""
     num_fewshot: int = Field(0, ge=0)
-    """How many solved rows of train stand before each prompt (in-context learning)."""
+    """Number of solved training rows before each prompt (in-context learning)."""
     fewshot_sampling: Literal["per-example", "fixed"] = "per-example"
-    """Draw demonstrations for each example, or once for all."""
+    """Whether to draw new demonstrations for each example, or the same for all."""
     split_seed: int = Field(0, ge=0)
     """Seed of the draw of splits and of demonstrations."""
     draw: Literal["plain", "stratified"] = "plain"
-    """How splits are drawn. `stratified` keeps the share of each label and puts rows that ask the same into one split;
-    `plain` draws each row independently. The default is `stratified` for `data` and task files, and `plain` for
+    """How splits are drawn. `stratified` keeps the share of each label, and keeps rows with the same question in one
+    split; `plain` draws each row independently. The default is `stratified` for `data` and task files, and `plain` for
     packaged tasks, as in the papers."""
     split_sizes: dict[Split, Annotated[int, Field(ge=1)]] = {}
-    """Rows of each split, in place of the task's: `{train: 512, validation: 256, test: 256}`."""
+    """Number of rows per split, instead of the task's: `{train: 512, validation: 256, test: 256}`."""
     max_rows: int | None = Field(None, ge=1)
-    """Keep only so many rows of each split, after the draw. Of several tasks, it counts for train alone, and is 768."""
+    """Maximum number of rows per split, after the draw. With several tasks it applies only to train, and the default is
+    768."""
     train_examples_per_label: int | None = Field(None, ge=1)
-    """Few-shot training: rows of each label of a classification, or of train as a whole, drawn by `split_seed`."""
+    """Few-shot training: number of training rows per label of a classification, or in total, drawn by `split_seed`."""
     tasks: list[str] = []
-    """Several tasks at once: packaged tasks, or folders with MetaICL's rows. With `data`, each is a folder in it."""
+    """Several tasks at once: packaged tasks, or folders with MetaICL's rows. With `data`, each is a subfolder of it."""
     metaicl_setting: Path | None = None
-    """A setting file of MetaICL, `{"train": [...], "test": [...]}`, which gives `tasks` and `held_out_tasks`."""
+    """A setting file of MetaICL, `{"train": [...], "test": [...]}`, which sets `tasks` and `held_out_tasks`."""
     held_out_tasks: list[str] = []
-    """Tasks kept for the test. A task of `tasks` that is one of them by another name, or shares rows, is refused."""
+    """Tasks reserved for testing. A task in `tasks` that is the same under another name, or shares rows, is refused."""
     allow_overlap: bool = False
     """Allow training and test data to overlap: by task, by rows, or through the run in `init_from`."""
     max_length: int | None = Field(None, ge=8)
-    """The longest text in tokens; by default the model's limit."""
+    """Maximum length of a text in tokens; by default the model's limit."""
     truncate: Literal["never", "left"] = "never"
-    """What happens to a longer text: `never` refuses it; `left` drops the first tokens of its prompt, as is always done
+    """What to do with a longer text: `never` refuses it; `left` drops the first tokens of its prompt, as is always done
     with demonstrations."""
     trained_turns: Literal["auto", "all", "last"] = "auto"
-    """Conversations: which answers of a training row are trained. `auto`: each answer that the model would be asked for
-    after the same tokens; a note counts rows with others. `all`: the same, and a row with another is an error. `last`:
-    the last answer alone. Evaluation is of the last answer."""
+    """Conversations: which answers of a training row are trained. `auto`: each answer that follows the same tokens as
+    at inference; a note counts rows with other answers. `all`: every answer; a row in which one cannot be trained is an
+    error. `last`: only the last answer. Evaluation uses the last answer."""
     reward_columns: list[str] = []
-    """Columns of your rows that a reward is given beside `answer` and `answers`, such as `[tests]`; they may hold
-    whatever JSON does."""
+    """Columns of your rows to pass to a reward in addition to `answer` and `answers`, such as `[tests]`; they may
+    contain any JSON."""
     temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Generation: 0 takes the likeliest token; above 0, tokens are drawn at that temperature, by
-    `training.seed`: anew in each step of training, and alike in each evaluation."""
+    """Generation: 0 takes the most likely token; above 0, tokens are sampled at that temperature, seeded by
+    `training.seed`: new ones in each training step, the same ones in each evaluation."""
 
     @model_validator(mode="before")
     @classmethod

@@ -105,8 +105,8 @@ class RunConfig(Config):
     training: TrainingConfig = TrainingConfig()
     """How long."""
     init_from: Path | None = None
-    """A run that this one starts from: its trained weights take the place of the model's own, and an adapter of the
-    same kind and shape goes on from its adapter. Its model is the default of `model`."""
+    """A run to start from: its trained weights replace the model's own, and an adapter of the same kind and shape
+    continues from its adapter. Its model is the default of `model`."""
     output_dir: Path | None = None
     """The folder that the run is written to; by default a new one under `runs`."""
 

@@ -41,67 +41,68 @@ class TrainingConfig(Config):
     seed: int = Field(0, ge=0, lt=1 << 64)
     """Seed of the run: directions, data order and adapters depend on it alone."""
     steps: int = Field(100, ge=1, lt=1 << 32)
-    """Steps to train; for `bilevel`, outer steps."""
+    """Number of training steps; for `bilevel`, outer steps."""
     max_queries: int | None = Field(None, ge=1)
-    """A budget of queries in place of `steps`: as many whole steps as it pays for."""
+    """A budget of queries instead of `steps`: as many whole steps as fit into it."""
     epochs: float | None = Field(None, gt=0, lt=1 << 32, allow_inf_nan=False)
-    """Passes over the training rows in place of `steps`: as many steps as draw so many times as many rows as there are,
-    rounded up; for `bilevel`, rows of D_p. Each order of the rows leaves out a remainder smaller than a batch, and the
-    next order begins: unless `method.batch_size` divides the rows, some are drawn twice before others are drawn once,
-    and a note says how many are not drawn at all."""
+    """Passes over the training rows instead of `steps`, rounded up to whole steps; for `bilevel`, over the rows of D_p.
+    Each shuffled pass drops a remainder smaller than a batch: unless `method.batch_size` divides the number of rows,
+    some rows are drawn twice before others are drawn once, and a note says how many are never drawn."""
     objective: str | None = None
-    """What is minimised, of `zofo list objectives`; by default `classification`, or `answer` for other kinds."""
+    """The objective to minimise, see `zofo list objectives`; by default `classification`, or `answer` for other
+    kinds."""
     kl_beta: float = Field(0.0, ge=0, le=1e6, allow_inf_nan=False)
-    """How much the KL of a generated answer to the model that the run began with takes off its reward, in units of the
-    reward. It takes two more forwards of each batch. Without an adapter it needs `method.keep_base`."""
+    """Factor of the KL of a generated answer from the initial model, which is subtracted from its reward. It takes two
+    more forwards of each batch. Without an adapter it needs `method.keep_base`."""
     lr_scheduler_type: LrSchedulerType = "constant"
-    """How all learning rates of the method change from step to step, by the name in `transformers.get_scheduler`;
-    `linear` and `cosine` fall to 0 at the end."""
+    """Schedule of all learning rates of the method, named as in `transformers.get_scheduler`; `linear` and `cosine`
+    fall to 0 at the end."""
     warmup_steps: float = Field(0, ge=0, lt=1 << 32, allow_inf_nan=False)
-    """Steps in which the learning rates rise from 0; below 1, a share of all steps."""
+    """Number of steps in which the learning rates rise from 0; below 1, a share of all steps."""
     lr_scheduler_kwargs: dict[str, FiniteFloat] = {}
     """Options of the schedule, such as `{num_cycles: 2}` for `cosine_with_restarts`."""
     group_by_length: bool = True
-    """Let examples of similar length share a batch, so that less of it is padding."""
+    """Put examples of similar length into the same batch, to reduce padding."""
     eval_steps: int | None = Field(None, ge=1)
     """Steps between evaluations on validation; by default only at the end."""
     num_evals: int | None = Field(None, ge=1)
-    """How many evaluations, evenly spaced, in place of `eval_steps`."""
+    """Number of evaluations, evenly spaced, instead of `eval_steps`."""
     early_stopping_patience: int | None = Field(None, ge=1)
-    """End the run after so many evaluations in a row whose score is no better than the best one, as `--best` chooses
-    it; by default all steps are made. It needs `eval_steps` or `num_evals`."""
+    """End the run after this many evaluations in a row without a better score, as `--best` compares them; by default
+    all steps are made. Needs `eval_steps` or `num_evals`."""
     eval_on_test: bool | Literal["best"] = False
-    """Score the test split once, after the last step; with `best`, also each time validation is the best so far, which
-    gives the test score of the best checkpoint beside that of the last step."""
+    """Score the test split once, after the last step; with `best`, also after each evaluation that is the best so far,
+    which gives the test score of the best checkpoint as well."""
     treatment_steps: int | None = Field(None, ge=1)
-    """Steps between measurements of how strong the treatment is: the gradient of theta, its spread over examples, and
-    the predicted descent, by two backward passes an example; by default none."""
+    """Steps between measurements of the treatment's strength: the gradient of theta, its spread over examples, and the
+    predicted descent, with two backward passes per example; by default none."""
     treatment_examples: int = Field(16, ge=2)
-    """Training examples of such a measurement."""
+    """Number of training examples for such a measurement."""
     treatment_directions: int = Field(16, ge=2)
-    """Directions of such a measurement, of an objective without a gradient; two queries an example along each."""
+    """Number of directions for such a measurement of an objective without a gradient; each takes two queries per
+    example."""
     before_after_examples: int = Field(32, ge=0)
-    """Validation rows whose reward and answers a run by a reward measures before its first and after its last step,
-    with everyday sentences that nobody trains; 0 for none."""
+    """Number of validation rows whose rewards and answers a run with a reward measures before its first and after its
+    last step, together with unrelated everyday sentences; 0 for none."""
     eval_batch_size: int = Field(32, ge=1)
-    """Examples a batch in evaluation."""
+    """Batch size in evaluation."""
     on_non_finite: Literal["stop", "skip"] = "stop"
-    """What to do about a step whose loss is not finite, which never updates anything: stop, or go on with the next."""
+    """What to do after a step with a non-finite loss, which never updates anything: stop, or continue with the next."""
     max_consecutive_skips: int = Field(3, ge=1)
-    """Steps in a row that may be skipped before the run stops after all."""
+    """Maximum number of skipped steps in a row before the run stops."""
     save_steps: int | None = Field(None, ge=1)
-    """Steps between checkpoints; by default by time, so that they take less than 2 % of the run's."""
+    """Steps between checkpoints; by default they are written by time, taking less than 2 % of the run."""
     save_total_limit: int = Field(2, ge=1)
-    """Checkpoints that are kept while the run goes on, the newest ones."""
+    """Number of checkpoints to keep during the run, the newest ones."""
     on_save_error: Literal["stop", "skip"] = "stop"
-    """What to do about a checkpoint that cannot be written, on a full disk: stop, or go on and try again when the next
+    """What to do if a checkpoint cannot be written, as on a full disk: stop, or continue and try again when the next
     one is due."""
     report_to: Annotated[list[str], BeforeValidator(_as_names)] = []
-    """Trackers that get the numbers of `metrics.jsonl`, too: `tensorboard`, `trackio`, `mlflow`, `wandb`, or others
-    that accelerate knows."""
+    """Trackers to send the numbers of `metrics.jsonl` to: `tensorboard`, `trackio`, `mlflow`, `wandb`, or others that
+    accelerate supports."""
     checkpoint_weights: bool | None = None
-    """Whether a checkpoint holds the backbone's weights too, and not only the trajectory; by default where a replay
-    would be slow."""
+    """Whether a checkpoint contains the backbone's weights in addition to the trajectory; by default if a replay would
+    be slow."""
 
     def warmup(self, steps: int) -> int:
         """The number of warm-up steps: `warmup_steps`, or that share of all steps, rounded up.

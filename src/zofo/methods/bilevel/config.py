@@ -31,23 +31,24 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     name: Literal["bilevel"] = "bilevel"
     """Which method."""
     inner_steps: int = Field(10, ge=0)
-    """T: first-order steps on the lower adapter in each outer step; with 0 it stays as it starts."""
+    """T: first-order steps on the lower adapter in each outer step; with 0 it does not move."""
     penalty: Penalty = 1.0
-    """lambda: how strongly the adapter is held to the solution of the inner problem; or a schedule of it. The default
-    `rule.lr` is that of `mezo` over 1 + its largest value, since it multiplies slopes."""
+    """lambda: how strongly the adapter is tied to the solution of the inner problem; or a schedule. The default
+    `rule.lr` is that of `mezo` divided by 1 + its largest value, since it multiplies slopes."""
     backbone_update: BackboneStepKind = "zeroth-order"
-    """How the backbone moves; the controls leave it as it is (`frozen`), or move it as far elsewhere (`random`)."""
+    """How the backbone moves. The controls do not move it (`frozen`), or move it by the same amount in other directions
+    (`random`)."""
     upper_objective: str | None = None
-    """The objective on D_f, if it differs from that on D_p, `training.objective`: one of `zofo list objectives`, or
-    `reward` for the one that the run is given. One without a gradient moves theta alone."""
+    """The objective on D_f, if it differs from `training.objective`, which is that on D_p: one of `zofo list
+    objectives`, or `reward` for the run's reward. One without a gradient moves theta only."""
     upper_surrogate: bool = False
-    """Whether the step on p follows `training.objective` on D_f, too, where `upper_objective` has no gradient."""
+    """Whether the step on p also follows `training.objective` on D_f, if `upper_objective` has no gradient."""
     backbone_adapter: AdapterConfig | None = None
-    """An adapter that stands for theta, such as `subspace`: its tensors move in place of the model's weights, which are
-    only read, so that the model may be one that cannot be written. It decides epsilon and `rule.lr` as for `mezo`."""
+    """An adapter as theta, such as `subspace`: its tensors move instead of the model's weights, which are only read, so
+    that they may be quantised or offloaded. It determines epsilon and `rule.lr` as for `mezo`."""
     control_variate: AdapterConfig | None = None
-    """An adapter whose first-order gradient is taken off the noise of theta's step, `subspace`: an unbiased estimate of
-    less variance, for a backward pass more and a part of theta that is kept with p and s."""
+    """An adapter, `subspace`, whose first-order gradient reduces the variance of theta's step without bias. It takes
+    one more backward pass, and a part of theta that is saved with p and s."""
     lr_lower: NonNegative = PeftAdapters.lr
     """Learning rate of the lower adapter s; by default 1e-3, 1e-2 for a prefix or prompt, 3e-4 for `subspace`."""
     lr_adapter: NonNegative = PeftAdapters.lr

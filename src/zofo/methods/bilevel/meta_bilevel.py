@@ -47,11 +47,11 @@ class MetaBilevelConfig(BilevelConfig):
     name: Literal["meta-bilevel"] = "meta-bilevel"  # type: ignore[assignment]  # a value of its own
     """Which method."""
     batch_size: int = Field(4, ge=1)
-    """Examples of a task in a batch."""
+    """Number of examples of a task per batch."""
     tasks_per_step: int = Field(5, ge=1)
-    """Tasks that are drawn for each outer step, by seed; all of them where there are fewer."""
+    """Number of tasks drawn for each outer step, by seed; at most all of them."""
     adapter_offload: Where = "cpu"
-    """Where adapters and optimisers of the tasks that a step does not draw are kept: `cpu` or `disk`."""
+    """Where to keep the adapters and optimizers of tasks that a step does not draw: `cpu` or `disk`."""
 
     def passes(self, rows: int) -> Sequence[Pass]:
         """The passes of `bilevel`, for each of the tasks."""

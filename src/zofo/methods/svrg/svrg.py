@@ -40,24 +40,25 @@ class SVRGConfig(ForwardOnlyConfig):
     name: Literal["svrg"] = "svrg"
     """Which method."""
     anchor_interval: int = 2
-    """q: every q-th step is a full-batch step, after which the anchor is where that step began."""
+    """q: every q-th step is a full-batch step, which sets the anchor to where it began."""
     lr_full: NonNegative | None = None
     """Learning rate of full-batch steps; by default the rule's."""
     anchor: Literal["displacement", "copy", "offload"] = "displacement"
-    """What the anchor is: the updates since (no memory), a copy beside the weights, or a copy on the CPU."""
+    """How the anchor is stored: as the updates since then (no memory), as a copy beside the weights, or as a copy on
+    the CPU."""
     anchor_batch_size: int | None = Field(None, ge=1)
-    """Examples of a full-batch step; by default all."""
+    """Number of examples in a full-batch step; by default all."""
     anchor_sample: Literal["fixed", "fresh"] = "fixed"
-    """Whether a smaller anchor batch is the same for all anchors or drawn for each."""
+    """Whether a smaller anchor batch is the same for all anchors, or drawn anew for each."""
     anchor_chunk: int | None = Field(None, ge=1)
-    """Examples of an anchor batch in one forward, which changes no result; by default `batch_size`."""
+    """Examples of an anchor batch per forward, which does not change the result; by default `batch_size`."""
     anchor_directions: DirectionSharing | None = None
-    """Who shares a direction in a full-batch step; by default as `directions`."""
+    """Which examples share a direction in a full-batch step; by default as `directions`."""
     control_variate: Literal["same", "independent", "full-batch", "as-released", "none"] = "same"
-    """Which directions a minibatch's two estimates have; the first is the method, the others are for comparison."""
+    """The directions of a minibatch's two estimates; the first is the method, the others are for comparison."""
     anneal: bool = False
     """Divide both learning rates by `anneal_factor` after an epoch whose mean loss is more than `anneal_threshold`
-    times that of the one before."""
+    times that of the previous one."""
     anneal_threshold: float = Field(1.05, gt=0, allow_inf_nan=False)
     """kappa of the annealing."""
     anneal_factor: float = Field(5.0, gt=1, allow_inf_nan=False)
