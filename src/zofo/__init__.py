@@ -60,7 +60,7 @@ _HOMES = {
         *("Predictor", "RunConfig", "RunFolder", "evaluate_run", "predict", "predict_file", "read_config", "train"),
     ),
 }
-_OF_OTHER_MACHINES = {  # what libraries say of kernels that this machine cannot use, and of their own code
+_OF_OTHER_MACHINES = {  # warnings about kernels of other machines, and about the libraries' own code
     "torchao": "Could not load this library",
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     "torch.utils._pytree": "Calling register_constant() on Enum subclasses is deprecated",
@@ -73,7 +73,7 @@ def _concerns_the_user(about: str, record: logging.LogRecord) -> bool:
 
 for _logger, _about in _OF_OTHER_MACHINES.items():
     logging.getLogger(_logger).addFilter(functools.partial(_concerns_the_user, _about))
-_ROOMS = ("integrations", "optim")  # that are imported by their own names
+_ROOMS = ("integrations", "optim")  # modules imported by their own names
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [

@@ -152,7 +152,7 @@ def _number_problem(value: Any, annotation: Any) -> str | None:
     if isinstance(value, dict):
         return next((found for one in value.values() if (found := _number_problem(one, annotation))), None)
     lost = isinstance(value, str) and is_lost(value)
-    if not lost and not isinstance(value, bool):  # of few values the types have to be looked up
+    if not lost and not isinstance(value, bool):  # only for these few values the types are needed
         return None
     kinds = _kinds(annotation)
     if not kinds & {int, float} or kinds & {bool, Any}:
@@ -174,9 +174,7 @@ def as_group(value: Any) -> Any:
 
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
-_DEVICES = re.compile(
-    r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE
-)  # names that Windows keeps for itself
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # names that Windows reserves
 
 
 def is_device(name: str) -> bool:
@@ -234,7 +232,7 @@ def parse_model(model: type[C], content: Any, where: str = "", context: Mapping[
     try:
         return model.model_validate(content, context=context)
     except pydantic.ValidationError as error:
-        errors = error.errors()  # a key that is unknown is why another one is missing
+        errors = error.errors()  # an unknown key explains why another one is missing
         first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
         place = ".".join([*([where] if where else []), *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":

@@ -57,7 +57,7 @@ def sha256_of(path: Path) -> str:
 
 _NUMBER = re.compile(r"(?:os error |Errno )(\d+)")
 _OF_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_OF_WRITING = {*_OF_ROOM, errno.EROFS}  # which nothing but a write ends with
+_OF_WRITING = {*_OF_ROOM, errno.EROFS}  # which only a write raises
 _OF_OPEN_FILES = {errno.EIO, errno.ESTALE}  # where a write or a sync names no file
 
 
@@ -112,7 +112,7 @@ def _write_whole(path: Path, data: bytes) -> None:
         part.write_bytes(data)
         fsync(part)
         os.replace(part, path)
-    except BaseException:  # what is half written takes room that may be needed
+    except BaseException:  # partly written files take space that may be needed
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise
@@ -256,7 +256,7 @@ def _exchange(path: Path, part: Path) -> None:
     except BaseException:
         os.rename(old, path)
         raise
-    os.rename(old, _gone(path))  # a name that says that nobody needs it, in case this process is killed now
+    os.rename(old, _gone(path))  # a name that marks it as unneeded, in case this process is killed now
     shutil.rmtree(_gone(path), ignore_errors=True)
 
 

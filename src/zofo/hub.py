@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from zofo.errors import nearest
 from zofo.temporary import temporarily
 
-_SECONDS = 3.0  # to look a name up and to be answered
-_MINUTE = 60  # for which an answer holds
+_SECONDS = 3.0  # seconds for a name lookup and an answer
+_MINUTE = 60  # seconds that an answer is valid
 
 
 def unreachable() -> str | None:
@@ -42,7 +42,7 @@ def _cannot_connect(host: str, port: int, _minute: int) -> str | None:
         except OSError as error:
             said.append(f"{host}: {error.strerror or error}")
 
-    thread = threading.Thread(target=connect, daemon=True)  # a name may be looked up for longer than anybody waits
+    thread = threading.Thread(target=connect, daemon=True)  # a name lookup may take too long
     thread.start()
     thread.join(_SECONDS + 0.5)
     return said[-1]

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import torch
 
-_MOST = 8  # threads: each holds a few MiB, and by then memory is what they wait for
+_MOST = 8  # threads: each holds a few MiB, and beyond this memory is the bottleneck
 
 
 def run_jobs(jobs: Sequence[Callable[[], object]]) -> None:

@@ -43,7 +43,7 @@ def merge_trees(*trees: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lay(tree: dict[str, Any], path: Sequence[str], content: Mapping[Any, Any]) -> None:
-    for key, value in sorted(content.items(), key=lambda item: item[0] != "name"):  # the name decides about the rest
+    for key, value in sorted(content.items(), key=lambda item: item[0] != "name"):  # the name determines the rest
         whole = [*path, *str(key).split(".")]
         if isinstance(value, Mapping) and value and all(isinstance(below, str) for below in value):
             _lay(tree, whole, value)
@@ -92,7 +92,7 @@ def parse_override(override: str, example: str = _EXAMPLE) -> tuple[list[str], A
         with error_context(repr(override)):
             return keys, parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if template:  # one that begins with a quotation
+        if template:  # one that begins with a quote
             return keys, text
         tab = _about_tab(error)
         reason = f" that can be read: {tab or error}" if tab or type(error) is ValueError else ""
@@ -210,7 +210,7 @@ def _parsed(text: str) -> Any:
 
 
 _DEEPEST, _LONGEST_NUMBER = 64, 400
-_MOST = 1_000_000  # values in one file, those that stand in several places counted in each
+_MOST = 1_000_000  # maximum values in a file; a referenced value counts at each reference
 
 
 class _Plain(yaml.SafeLoader):
@@ -252,7 +252,7 @@ def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = _MOST  # until it is known: what holds itself has no end
+        known[id(node)] = _MOST  # until it is complete: a value that contains itself never ends
         pairs = isinstance(node, yaml.MappingNode)
         parts = [part for pair in node.value for part in pair] if pairs else node.value
         known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)

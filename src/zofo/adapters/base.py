@@ -134,13 +134,13 @@ class PeftAdapters(Adapters):
 
     def _attach(self, model: Any, names: Sequence[str], shape: Any, hint: str) -> None:
         """Let peft build one adapter with this configuration per name."""
-        import peft  # takes seconds, so only those who use adapters wait for it
+        import peft  # takes seconds, so it is imported only when adapters are used
 
         below = self._below = _CARRYING.get(model)
         if below is None and carries_adapters(model):
             raise ConfigError("the model carries adapters already", "load it again for another method")
         model.requires_grad_(False)
-        with quiet_peft(), torch.random.fork_rng():  # peft draws its own starts; those that matter are overwritten
+        with quiet_peft(), torch.random.fork_rng():  # peft's own start; what matters is overwritten
             try:
                 if below is None:
                     self._peft = peft.get_peft_model(model, copy.deepcopy(shape), adapter_name=names[0])
@@ -148,7 +148,7 @@ class PeftAdapters(Adapters):
                     self._peft = below._peft
                 for name in names[1 if below is None else 0 :]:
                     self._peft.add_adapter(name, copy.deepcopy(shape))
-            except Exception as error:  # peft fails in as many ways as there are models
+            except Exception as error:  # peft raises many kinds of errors
                 kind = str(getattr(shape.peft_type, "value", shape.peft_type)).replace("_", " ")
                 raise cannot_be_attached(_SHORT.get(kind, kind.lower()), error, hint) from error
         if shape.is_prompt_learning:  # after all were added: peft freezes every module that it finds in the model
@@ -286,7 +286,7 @@ def write_adapter(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path
     path = folder / "adapter_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     sets = {key: sorted(value) for key, value in content.items() if isinstance(getattr(config, key, None), set)}
-    # the order of a set differs from process to process
+    # the order of a set differs between processes
     path.write_text(json.dumps({**content, **sets}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

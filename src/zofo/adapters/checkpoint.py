@@ -38,11 +38,11 @@ def load_adapter(model: Any, folder: Path) -> Any:
     if carries_adapters(model):
         raise RunError("the model carries an adapter already", "load the model again")
     check_known_options(read_json_object(folder / CONFIG), f"the adapter in {str(folder)!r}")
-    load_tensors(folder / TENSORS)  # refuses what peft would not say, or would take
+    load_tensors(folder / TENSORS)  # refuses what peft would ignore or accept
     try:
         with quiet_peft(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Unexpected keyword arguments", UserWarning)  # those that are empty
-            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # which stay as they are drawn
+            warnings.filterwarnings("ignore", "Unexpected keyword arguments", UserWarning)  # empty values
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # which stay random
             loaded: Any = peft.PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, UserWarning) as error:
         raise_if_out_of_memory(error)

@@ -18,9 +18,9 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.noise import Gaussian
 
-_ITERATIONS = 2  # of the subspace iteration; the spectrum of inputs falls fast
-_AT_ONCE = 4096  # positions whose copies are held
-_NOTHING = 1e-12  # of the largest eigenvalue: rounding in float32
+_ITERATIONS = 2  # number of subspace iterations; the spectrum of inputs decays fast
+_AT_ONCE = 4096  # positions that are buffered
+_NOTHING = 1e-12  # relative to the largest eigenvalue: rounding in float32
 
 
 class InputDirections:

@@ -17,9 +17,9 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.noise import random_words
 
-_SHOWN = 12  # names in a hint
+_SHOWN = 12  # number of names in a hint
 
-_QUERY_AND_VALUE = (  # what architectures call them, apart and in one layer with the keys; the first that a model has
+_QUERY_AND_VALUE = (  # names in known architectures, separate or fused with the keys; the first match counts
     *(["q_proj", "v_proj"], ["query", "value"], ["q_lin", "v_lin"], ["query_proj", "value_proj"], ["q", "v"]),
     *(["qkv_proj"], ["query_key_value"], ["Wqkv"], ["c_attn"], ["qkv"], ["qkv_linear"], ["att_proj"], ["in_proj"]),
 )
@@ -115,7 +115,7 @@ class Ia3Adapters(PeftAdapters):
     Learning".
     """
 
-    decays = False  # they start at one
+    decays = False  # initially one
 
     starts_neutral = True
     zo_lr = 5e-3
@@ -182,7 +182,7 @@ def _start_low_rank(adapters: PeftAdapters, seed: int) -> None:
     for adapter in adapters.names:
         for name, parameter in adapters.tensors(adapter).items():
             if "lora_A" in name.split("."):
-                bound = 1 / math.sqrt(parameter[0].numel())  # Kaiming-uniform with a = sqrt(5), as LoRA's authors
+                bound = 1 / math.sqrt(parameter[0].numel())  # Kaiming uniform with a = sqrt(5), as in the LoRA paper
                 stream = f"lora/base_model.model.{name}"
                 uniform = random_words(Key(seed, 0), stream, 0, parameter.numel(), torch.device("cpu")).double()
                 parameter.copy_((uniform * (bound / 2**63)).view_as(parameter))

@@ -56,7 +56,7 @@ class PrefixAdapters(PeftAdapters):
         _check_causal(model, "prefix")
         first = _activations(
             model, num_virtual_tokens, seed
-        )  # which shows what shape the model's keys and values have, too
+        )  # which also shows the shape of the model's keys and values
         if init == "random":
             first = Gaussian().whole(Key(seed, 0), "prefix/start", tuple(first.shape)) * _SPREAD
         shape = peft.PrefixTuningConfig(num_virtual_tokens=num_virtual_tokens, task_type=task_type(model))
@@ -124,7 +124,7 @@ def _activations(model: Any, count: int, seed: int) -> torch.Tensor:
     """Keys and values of each layer for random words, in peft's layout: float32, [count, everything else]."""
     try:
         cache = model(input_ids=_random_words(model, count, seed), use_cache=True).past_key_values
-    except Exception as error:  # a forward fails in as many ways as there are models
+    except Exception as error:  # a model's forward can raise anything
         raise cannot_be_attached("prefix tuning", error, "choose method.adapter=lora") from error
     layers = getattr(cache, "layers", None)
     if not layers or any(getattr(layer, "keys", None) is None for layer in layers):

@@ -19,7 +19,7 @@ from zofo.models.heads import is_classifier
 from zofo.models.quantization import trim_memory
 from zofo.noise import Gaussian
 
-_SHOWN = 3  # kinds of tensors that stay
+_SHOWN = 3  # kinds of tensors that do not move
 
 
 @ADAPTERS.register("subspace")
@@ -67,7 +67,7 @@ class SubspaceAdapters(PeftAdapters):
         shape = lora_config(model, rank, rank, target_modules or linear_layers(model))
         self._attach(model, names, shape, targets_hint(model))
         self._rank, self._seed = rank, seed
-        self._narrow: dict[str, int] = {}  # directions of layers whose inputs have fewer than `rank`
+        self._narrow: dict[str, int] = {}  # number of directions of layers whose inputs span fewer than `rank`
         self._layers: dict[str, Any] = {n: part for n, part in model.named_modules() if _has(part, names[0])}
         self._check_layers()
         self.calibration_batches = calibration_batches if init == "inputs" else 0
@@ -146,13 +146,13 @@ def linear_layers(model: Any) -> list[str]:
     Raises:
         ConfigError: it has none.
     """
-    from peft.utils.constants import SEQ_CLS_HEAD_NAMES  # which peft trains whole beside an adapter
+    from peft.utils.constants import SEQ_CLS_HEAD_NAMES  # which peft trains in full beside an adapter
 
     output = getattr(model, "get_output_embeddings", lambda: None)()
     heads = SEQ_CLS_HEAD_NAMES if is_classifier(model) else ()
     idle = {id(part.out_proj) for part in model.modules() if isinstance(part, nn.MultiheadAttention)}  # never called
     found = [
-        name.removesuffix(".base_layer")  # of a layer that has an adapter already
+        name.removesuffix(".base_layer")  # of a layer that already has an adapter
         for name, part in model.named_modules()
         if is_linear(part) and part is not output and id(part) not in idle and name.partition(".")[0] not in heads
         if ".lora_" not in name

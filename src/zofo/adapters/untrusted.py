@@ -58,7 +58,7 @@ def _scale(value: Any) -> bool:
 
 _TENSOR = re.compile(r"\w+(\.\w+)*")
 WEIGHTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # number types that zofo writes
-_LONGEST = 200  # characters of a tensor's name
+_LONGEST = 200  # maximum length of a tensor's name
 
 _ALWAYS: dict[str, Callable[[Any], bool]] = {
     "peft_type": _text,

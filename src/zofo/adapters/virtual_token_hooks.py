@@ -58,7 +58,7 @@ class VirtualTokens:
     def _prompt(self, model: Any, inputs: Inputs, rows: int, count: int) -> None:
         """Prepend the embeddings of the prompt to those of the tokens."""
         ids = inputs.pop("input_ids", None)
-        inputs.pop("token_type_ids", None)  # of the tokens that are read; there is none for a virtual one
+        inputs.pop("token_type_ids", None)  # for the given tokens; virtual tokens have none
         embeddings: torch.Tensor = inputs["inputs_embeds"] if ids is None else model.get_input_embeddings()(ids)
         mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
         if is_classifier(model) and mask is not None:
@@ -96,7 +96,7 @@ def _count_in_mask(inputs: Inputs, count: int) -> None:
     mask = inputs.get("attention_mask")
     if mask is None:
         return
-    seen = True if mask.dtype == torch.bool else int(mask.dim() == 2)  # what is added to a product of pairs: nothing
+    seen = True if mask.dtype == torch.bool else int(mask.dim() == 2)  # an additive mask of 0: visible
     inputs["attention_mask"] = torch.cat([mask.new_full((*mask.shape[:-1], count), seen), mask], dim=-1)
 
 

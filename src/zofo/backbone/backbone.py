@@ -24,7 +24,7 @@ Rounding = Literal["stochastic", "nearest"]
 its mean is exact; or to the nearest, as in other code."""
 
 _CPU_BLOCK, _DEVICE_BLOCK = 1 << 19, 1 << 24  # entries: about a core's cache; few launches
-_GATHERED = 64  # keys of updates that are written in one sweep
+_GATHERED = 64  # keys per sweep
 
 
 class Backbone:
@@ -145,7 +145,7 @@ class Backbone:
         update.check_finite()
         home = -leaving if leaving is not None else Displacement()
         nothing = not len(home) and not len(update.displacement) and not update.decay_factor
-        if nothing and update.dense_update_fn is None:  # an elementwise rule moves by what it remembers, too
+        if nothing and update.dense_update_fn is None:  # an elementwise rule also moves by its state
             return
         divisible = leaving is None and update.dense_update_fn is None
         parts = _parts(update, self.noise.keys_at_once) if divisible else [update]
@@ -191,10 +191,10 @@ class Backbone:
         self, writes: Sequence[tuple[Update, Key | None]], home: Displacement, directions: DirectionSampler
     ) -> None:
         """Write `home` and then the updates into every tensor, each with the key that rounds it."""
-        self.is_corrupt = True  # until all is written: an interrupt in between cannot be undone exactly
+        self.is_corrupt = True  # until everything is written: an interrupt cannot be undone exactly
         tensors = self.tensors.items()
         jobs = [job for name, tensor in tensors for job in self._jobs(name, tensor, writes, home, directions)]
-        by_rule = any(update.dense_update_fn is not None for update, _ in writes)  # which remembers, and in order
+        by_rule = any(update.dense_update_fn is not None for update, _ in writes)  # it has state, so blocks go in order
         if self.device.type != "cpu" or by_rule or (directions.whole and self.dtypes <= {*DIRECT}):
             for job in jobs:
                 job()

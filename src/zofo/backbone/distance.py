@@ -14,7 +14,7 @@ from zofo.displacement import Displacement, Key
 from zofo.noise import Noise, Shape
 from zofo.state_dict import StateDict
 
-_BLOCK = 1 << 20  # entries compared at a time
+_BLOCK = 1 << 20  # entries per block
 
 
 class BackboneDistance:
@@ -49,7 +49,7 @@ class BackboneDistance:
         decaying = backbone.decays if decays else frozenset()
         self._start = length_of(backbone.tensors)
         self._theta = length_of({name: tensor for name, tensor in backbone.tensors.items() if name in decaying})
-        self._left = 1.0  # the share that weight decay has left of theta_0, where it decays
+        self._left = 1.0  # the share of theta_0 that weight decay has left, where it applies
         everything, noise, device = backbone.shapes, backbone.noise, backbone.device
         self._still = _Travelled(noise, {n: shape for n, shape in everything.items() if n not in decaying}, device)
         self._decaying = _Travelled(noise, {n: shape for n, shape in everything.items() if n in decaying}, device)

@@ -95,7 +95,7 @@ def movable(
         # numbers that are not floating point never require one, so that their flag chooses nothing
         floating = {name: p for name, p in chosen.items() if p.is_floating_point()}
         frozen = [name for name, p in floating.items() if not p.requires_grad and name not in named]
-    # a tensor without entries has nothing to move, and no direction
+    # an empty tensor cannot move, and has no direction
     moving = {name: p for name, p in chosen.items() if name not in set(frozen) and p.numel()}
     if not moving:
         raise ConfigError(
@@ -222,7 +222,7 @@ def _names_such_as(names: Sequence[str]) -> str:
     return f"patterns are globs over names such as {', '.join([*names[:2], *names[-1:]])}"
 
 
-_STAYING = 3  # names of tensors that stay
+_STAYING = 3  # number of names of tensors that do not move
 
 
 def moving_tensors(

@@ -9,7 +9,7 @@ from zofo.noise import Block, random_words
 
 _SMALLEST_NORMAL_FLOAT16 = 2.0**-14
 _STEPS_BELOW = 2.0**24  # float16 numbers below the smallest normal one are 2**-24 apart
-_BLOCK = 1 << 20  # entries that are rounded at a time
+_BLOCK = 1 << 20  # entries per block
 
 
 def stochastically_rounded(values: torch.Tensor, dtype: torch.dtype, bits: torch.Tensor) -> torch.Tensor:

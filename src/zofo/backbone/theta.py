@@ -12,7 +12,7 @@ from zofo.noise import DirectionSampler, FactoredNoise
 from zofo.state_dict import StateDict, of_displacement, to_displacement
 from zofo.temporary import temporarily
 
-_MOST_PENDING = 8  # columns of the factors that wait; with more, carrying them costs more than writing them
+_MOST_PENDING = 8  # columns of pending factors; beyond that, applying them costs more than writing them
 
 
 class UpdateLog:
@@ -79,7 +79,7 @@ class Theta:
     @property
     def from_start(self) -> Displacement:
         """The displacement of theta from its start, for updates that report their decay."""
-        if len(self._moved) != 1:  # added up when it is asked for: a long run would add it up in each step
+        if len(self._moved) != 1:  # summed on demand, not in each step of a long run
             self._moved = [Displacement.sum(self._moved)]
         return self._moved[0]
 

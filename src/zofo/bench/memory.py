@@ -32,7 +32,7 @@ from zofo.tasks import collate
 
 FLOOR, ADAM, OF_ACTIVATIONS = "inference", "adam", "lora"
 _CHILD = "from zofo.bench.memory import answer; answer()"
-_ROOM = 1.1  # of what a way is predicted to take, so that nothing else on the machine is ended
+_ROOM = 1.1  # margin over the predicted memory, so that nothing else on the machine is killed
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def answer() -> None:
 def _take(way: MemoryVariant, options: MemoryOptions) -> dict[str, Any]:
     """Measure one way."""
     loaded = load_model(parse_model(ModelConfig, {"name": options.model, **way.model}))
-    if quantized_as(loaded.model) is None:  # packed ones are in memory of their own
+    if quantized_as(loaded.model) is None:  # packed weights have their own memory
         for parameter in loaded.model.parameters():
             parameter.data = parameter.data.clone()
     tensors = {id(tensor): tensor for tensor in loaded.model.state_dict(keep_vars=True).values()}

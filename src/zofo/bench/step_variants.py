@@ -24,7 +24,7 @@ EPSILON, LR = 1e-3, 1e-7
 """Of all zeroth-order steps; so small a rate leaves the losses as they are."""
 CANDIDATES = (5, 6)
 """Of every example, one token each."""
-_FIRST_WORD = 10  # ids below are often special
+_FIRST_WORD = 10  # lower ids are often special tokens
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class AmortizedSteps(StepVariant):
         self._waiting = waiting[(self.cycle - 1) // 2]
 
     def seconds(self) -> float:
-        if len(self._waiting):  # their factors are at hand from the steps before, as in a cycle
+        if len(self._waiting):  # their factors are cached from the previous steps, as in a cycle
             self.evaluator.theta.apply(Update(self._waiting))
         steps = 2 - self.cycle % 2
         taken = sum(timed(self.step, self.device) for _ in range(steps)) / steps
@@ -119,7 +119,7 @@ class AmortizedSteps(StepVariant):
         for _ in range(written, self.cycle - 1):
             self.step()
         written = max(written, self.cycle - 1)
-        # in a cycle of one or two steps the last of them folds by itself, and this finds nothing to do
+        # in a cycle of one or two steps the last one writes by itself, and nothing is left here
         return taken + timed(self.evaluator.theta.flush, self.device) / written
 
 
@@ -234,7 +234,7 @@ def _zeroth_order(model: Any, options: StepOptions, **parts: Any) -> StepVariant
 
 def _in_place(model: Any, options: StepOptions) -> StepVariant:
     """The step in place, with Gaussian noise."""
-    evaluator = {"name": "in-place", "allow_half": True}  # its cost is asked for, not its result
+    evaluator = {"name": "in-place", "allow_half": True}  # only its cost matters
     return _zeroth_order(model, options, noise="gaussian", evaluator=evaluator)
 
 

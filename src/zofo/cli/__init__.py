@@ -16,7 +16,7 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake gives one message and an exit code, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # which tell of kernels for other machines
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # warnings about kernels of other machines
         logging.getLogger(name).setLevel(logging.ERROR)
     with _terminating() as terminated:
         try:
@@ -39,7 +39,7 @@ def _run(arguments: Sequence[str] | None, terminated: Sequence[int]) -> int:
         from zofo.cli.app import command  # takes seconds, in which there may be Ctrl-C or no memory
 
         command(arguments)
-    except BrokenPipeError:  # nobody reads on, as behind `| head`
+    except BrokenPipeError:  # nobody reads any more, as with `| head`
         return 1
     except (ZofoError, OSError, MemoryError, RuntimeError) as problem:
         error = problem if isinstance(problem, ZofoError) else of_system(problem)
@@ -122,7 +122,7 @@ def _flushed(code: int) -> int:
         try:
             if stream is not None:
                 stream.flush()
-        except OSError:  # or the interpreter would try again at its end, and say so
+        except OSError:  # otherwise the interpreter would try again at exit, and report it
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, stream.fileno())
             os.close(null)

@@ -195,4 +195,4 @@ def leaving_when_stopped(hint: str | None = None) -> Iterator[None]:
             err.say(f"hint: {hint or stop.hint}")
         else:
             linger()
-        raise SystemExit(stop.exit_code) from stop  # whose cause says that all was said
+        raise SystemExit(stop.exit_code) from stop  # whose cause has already been reported

@@ -32,7 +32,7 @@ _OBEYED = re.compile(
 )
 
 
-_LINGERS = 5.0  # seconds: a launcher stops all processes when one has ended, also the one that still writes or speaks
+_LINGERS = 5.0  # seconds: a launcher stops all processes when one has ended, even one that is still writing
 
 
 def is_heard(quiet: bool | None) -> bool:

@@ -23,7 +23,7 @@ from zofo.training import RunFolder
 from zofo.trees import format_yaml
 
 _ROOM = 4 << 30  # bytes of free memory, for two runs at a time
-_LOOKED = 0.2  # seconds between two looks at what runs have said
+_LOOKED = 0.2  # seconds between reading the output of runs
 
 
 @dataclass(frozen=True)

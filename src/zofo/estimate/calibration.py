@@ -26,7 +26,7 @@ from zofo.noise import Gaussian
 from zofo.training import environment
 
 _CHILD = "from zofo.estimate.calibration import answer; answer()"
-_LEAST = 2.0  # seconds that a constant is measured for
+_LEAST = 2.0  # seconds per measured constant
 
 
 def calibrate(on_progress: Callable[[str], None] = lambda text: None) -> tuple[Machine, Path]:

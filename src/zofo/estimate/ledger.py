@@ -162,7 +162,7 @@ def _flops_of_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Ten
     return 2 * query.numel() * key.shape[-2] + 2 * query[..., 0].numel() * key.shape[-2] * value.shape[-1]
 
 
-_PRODUCTS: dict[Any, Callable[..., int]] = {  # beside those that torch counts
+_PRODUCTS: dict[Any, Callable[..., int]] = {  # besides those that torch counts
     torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flops_of_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, *given, **__: (

@@ -28,7 +28,7 @@ from zofo.estimate.machine import Machine
 
 _LOST = "freed memory that the C library keeps"
 _READ = "the largest tensor; free memory holds more of the files"
-_CHECKED = 1 << 26  # entries of a tensor up to which the check moves it
+_CHECKED = 1 << 26  # largest tensor, in entries, that the check moves
 
 
 @dataclass(frozen=True)

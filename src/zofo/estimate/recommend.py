@@ -44,8 +44,8 @@ OF_MEZO = 4
 BATCH = 8
 """Training rows of a step, where the time pays for enough of them."""
 _UNEQUAL = 0.7  # share of the most frequent label above which accuracy hides the others
-_ROOM = 0.85  # of the memory that is free, so that what is not zofo's is left alone
-_LOOKED_AT = 512  # rows that are read as tokens
+_ROOM = 0.85  # share of the free memory, to leave room for other programs
+_LOOKED_AT = 512  # number of rows that are encoded
 _EVALUATED, _GENERATED = 500, 50  # validation rows that are scored at most, and of those that are generated
 _FEWEST, _FEWEST_GENERATED = 32, 10  # of these, below which a score tells nothing
 _LOADED = 20  # times that a byte of the weights is moved before the first step: read, checked, hashed

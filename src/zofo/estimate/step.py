@@ -32,7 +32,7 @@ from zofo.methods import METHODS, MethodConfig, Pass, TrainingContext
 from zofo.models import LoadedModel, is_offloaded, packed_numbers, weight_bytes
 from zofo.tasks import batches
 
-_UPDATE = 8  # times a parameter that an optimiser reads or writes a tensor of its size
+_UPDATE = 8  # reads and writes per parameter by an optimizer
 _OPERATIONS = 12  # that it takes for each tensor
 
 

@@ -87,7 +87,7 @@ class CarriedTransposed(torch.Tensor):
     __torch_function__ = PerturbedParameter.__torch_function__
 
 
-_CARRIED = (PerturbedParameter, CarriedVector, CarriedTransposed)  # a union would be made anew at each operation
+_CARRIED = (PerturbedParameter, CarriedVector, CarriedTransposed)  # a union type would be built at each operation
 
 
 def _first_carried(values: Iterable[Any]) -> Any:

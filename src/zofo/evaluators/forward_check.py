@@ -30,7 +30,7 @@ from zofo.evaluators.row_layout import Layout, RowsElsewhere, Use
 from zofo.models import trim_memory
 from zofo.tasks import batches
 
-_CHECK_SEED = (1 << 64) - 1  # of the directions that a check looks along
+_CHECK_SEED = (1 << 64) - 1  # of the directions of a check
 _CHECK_SIZE = 3e-3  # coefficient of these; SmolLM2's losses have 5e-6 of rounding there, and 6e-5 at 0.05
 _CHECK_SIZE_HALF = 0.02  # further away, a half precision forward of another number of rows gives quite other losses
 _NEAR, _FAR = 1e-3, 1.0
@@ -98,7 +98,7 @@ class ForwardCheck:
                 self._below.learn()
                 return
             except EvaluatorError as error:
-                if self._below.on is not False and self._below.shared:  # it may be that
+                if self._below.on is not False and self._below.shared:  # may be that
                     self._below.on = False
                 elif self._widen(error):
                     self._below.on = shares
@@ -133,7 +133,7 @@ class ForwardCheck:
         keys = [[Key(_CHECK_SEED, i, 0 if shared else e) for e in range(number)] for i in range(1 if far else 2)]
         own = [[Displacement({key: size}) for key in each] for each in keys]
         points: list[Point] = [each[0] for each in own] if shared else [*own]
-        # rows in another order would show elsewhere
+        # rows in another order would differ elsewhere
         places = [(i, e) for i in range(len(points)) for e in range(number) if far or i != e]
         alone = {}
         self._layout.alone = ()

@@ -122,7 +122,7 @@ class InForward(Evaluator):
         self._uncarried = uncarried
         self._checked_now: ForwardCheck | None = None
         self._checked: list[Objective] = []
-        self._tried: int | None = None  # the most rows that were compared with some alone; None before a check
+        self._tried: int | None = None  # the largest number of rows compared with single rows; None before a check
         self._layout = Layout()
         self.per_point, self.below = PerPointModules(), LayersBelow()
         self._fused = FusedLora(model)
@@ -168,7 +168,7 @@ class InForward(Evaluator):
             and not self._checking
             and len({*asked, *self.theta.pending}) * self._noise.rank > NARROW
         ):
-            self.theta.flush()  # what all rows carry would stand in the factors of every block of rows
+            self.theta.flush()  # terms of all rows would be in the factors of every block
         self._factor_cache.hold([*self.theta.pending, *asked])
         columns, start = [], 0
         for objective, batch in asks:
@@ -188,13 +188,13 @@ class InForward(Evaluator):
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-        raise self._too_large(objective, batch, points, whole)  # outside, so that the failed forward is let go
+        raise self._too_large(objective, batch, points, whole)  # outside, so that the failed forward is freed
 
     def _losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         forwards = self.counts.forwards
         try:
             losses = self._carried(objective, batch, points)
-        except NotSeen:  # rows of another form than a check has seen
+        except NotSeen:  # rows in a form that no check has seen
             losses = self._checked_again(objective, batch, points)
             self.counts.forwards = forwards + 1
         if not self._checking and self._tried is not None and losses.numel() > self._tried:

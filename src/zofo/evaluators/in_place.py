@@ -84,7 +84,7 @@ class InPlace(_Moving):
                     rows.append(self._losses(asks))
             yield Probe(torch.stack(rows), self.theta.apply)
         finally:
-            if not self.backbone.is_corrupt:  # by an interrupt inside a sweep: there is no way home
+            if not self.backbone.is_corrupt:  # after an interrupt inside a sweep: theta cannot be restored
                 self.theta.move_to(Displacement())
 
 

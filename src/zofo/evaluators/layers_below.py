@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from zofo.evaluators.low_rank_forward import PerturbedForward
 from zofo.evaluators.per_point import replaced_forwards, runs
 
-_PLAIN = (bool, float, str, torch.dtype, torch.device, type(None))  # what a layer may be given beside tensors
+_PLAIN = (bool, float, str, torch.dtype, torch.device, type(None))  # inputs of a layer other than tensors
 
 
 class LayersBelow:
@@ -39,7 +39,7 @@ class LayersBelow:
         self.on: bool | None = None
         self.shared = 0
         self._found: dict[frozenset[str], list[nn.Module]] = {}
-        self._whole: set[int] = set()  # layers that give what cannot be repeated
+        self._whole: set[int] = set()  # layers whose output cannot be repeated
 
     @contextmanager
     def sharing(
@@ -101,7 +101,7 @@ class LayersBelow:
             leaves, made = tree_flatten(forward(*own_args, **own_kwargs))
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
         for value, version in zip(tensors, versions, strict=True):
-            if value._version != version:  # the layer wrote into what it was given
+            if value._version != version:  # the layer wrote into its input
                 alike.repeat_first_(value)
         repeated = alike.of_all_points(leaves)
         if repeated is None:
@@ -172,7 +172,7 @@ class _Alike:
         if not value.dim() or value.shape[0] == 1:
             return value
         if value.shape[0] % self._all_rows:
-            return None if value.shape[0] == self._all_rows + 1 else value  # of rows that are told by where they end
+            return None if value.shape[0] == self._all_rows + 1 else value  # of rows that are found by their end
         return value[: value.shape[0] // self._points] if self._holds(value) else None
 
     def _holds(self, value: torch.Tensor) -> bool:

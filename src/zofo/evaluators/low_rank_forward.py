@@ -80,11 +80,11 @@ class PerturbedForward:
         self._rows = rows
         self._all = terms, rows
         self._around = around or (lambda _: nullcontext())
-        self._in_block = False  # of rows that carry the same, in a module that is run for each
+        self._in_block = False  # of rows with the same terms, in a module that runs once per point
         self._alike = False  # the rows of one point, in a layer that all points share
         self.met = False
         self._per_point = per_point
-        self._replaced = ExitStack()  # the forwards of these
+        self._replaced = ExitStack()  # their forwards
         self._layout = layout
         self.answering = False
         self._vectors: dict[LowRankTerms, dict[str, torch.Tensor]] = {}  # values of those with one axis or none
@@ -327,7 +327,7 @@ class PerturbedForward:
         in_place, operation = operation.endswith("_") and not operation.endswith("__"), operation.strip("_")
         plain = operation if operation in _BINARY else operation.removeprefix("r")
         if tensors == 2 and plain in _BINARY and not kwargs:
-            first = (place == 0) == (plain == operation)  # a reflected operation has its operands the other way round
+            first = (place == 0) == (plain == operation)  # a reflected operation has swapped operands
             x, combine = args[1 - place], getattr(torch, plain)
             if in_place and (first or (self._terms.rows > 1 and x.shape[:1] != (self._rows,))):
                 return NotImplemented
@@ -345,7 +345,7 @@ class PerturbedForward:
                 values = values.to(made.dtype)
             if self._in_block:
                 return values[0].view(made.shape).to(made.dtype)
-            # without numbers, so that code that looks past these functions fails instead of taking those of theta
+            # without values, so that code that bypasses these functions fails instead of using theta
             made = torch.empty_like(made, device="meta").as_subclass(CarriedVector)
             made.carrier, made.carried_name, made.values_of_rows = self, vector.carried_name, values
             return made

@@ -76,7 +76,7 @@ class LowRankTerms:
         self, cache: FactorCache, coefficients: torch.Tensor, siblings: SharedInputGroups, wary: bool = False
     ) -> None:
         points, rows, _ = coefficients.shape
-        uniform = bool((coefficients == coefficients[:, :1]).all())  # a point's rows carry the same
+        uniform = bool((coefficients == coefficients[:, :1]).all())  # the rows of a point have the same terms
         self._all_rows, self._uniform, self._coefficients = points * rows, uniform, coefficients
         if uniform and points == 1:
             coefficients, rows = coefficients[:, :1], 1
@@ -94,13 +94,13 @@ class LowRankTerms:
             relative = relative.view(self._blocks, block, -1)
             held = (relative != 0).any(1)
             order = held.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-            chosen = order[:, : int(held.sum(1).amax())]  # those that a block has come first
+            chosen = order[:, : int(held.sum(1).amax())]  # the keys of a block come first
             relative = relative.gather(2, chosen.unsqueeze(1).expand(-1, block, -1))
             self._index = chosen.to(device)
         columns = relative.repeat_interleave(cache.layout.noise.rank, -1)
         self._relative = columns.reshape(self.rows, 1, 1, -1).to(device)
-        self._absolute = self._relative * self._largest  # what other number types multiply by, in one product
-        self._x: tuple[torch.Tensor, int | None] | None = None  # what was multiplied last, and its version
+        self._absolute = self._relative * self._largest  # the factor of other dtypes, in one product
+        self._x: tuple[torch.Tensor, int | None] | None = None  # the last multiplied tensor, and its version
         self._wary = wary
         self._parts: list[Block] = []
         self._copy: torch.Tensor | None = None  # of x
@@ -200,7 +200,7 @@ class LowRankTerms:
     def _thin(self, x: torch.Tensor, name: str, transposed: bool) -> torch.Tensor:
         """x times the first factor of a matrix, times the coefficients of each row: [T, columns]."""
         matrix = name, transposed
-        version = None if x.is_inference() else x._version  # an inference tensor does not tell whether it was changed
+        version = None if x.is_inference() else x._version  # an inference tensor has no version counter
         again = self._x is not None and self._x[0] is x and self._x[1] == version is not None
         if self._wary:
             self._check_unchanged(x, name, again)

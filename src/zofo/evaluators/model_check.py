@@ -24,7 +24,7 @@ IN_PLACE = "set method.evaluator=in-place"
 _AGREES = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the mean loss
 AGREES_TF32 = 1e-2
 _AGREES_HALF = 0.1  # SmolLM2's bfloat16 losses are 0.04 apart there
-_SAME, _SAME_HALF = 1e-4, 1e-2  # relative to the mean loss; kernels that add in any order differ by rounding
+_SAME, _SAME_HALF = 1e-4, 1e-2  # relative to the mean loss; kernels with a varying summation order differ by rounding
 
 
 def check_by_itself(
@@ -70,7 +70,7 @@ def explaining(what: str, hint: str = IN_PLACE) -> Iterator[None]:
         yield
     except (ZofoError, MemoryError):
         raise
-    except Exception as error:  # a forward fails in as many ways as there are models
+    except Exception as error:  # a model's forward can raise anything
         if out_of_memory(error):
             raise
         raise EvaluatorError(f"{what}{reason(error)}", hint) from error

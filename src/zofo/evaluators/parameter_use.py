@@ -18,7 +18,7 @@ from zofo.backbone import leaving_out, memory_of
 from zofo.errors import EvaluatorError
 from zofo.models import plain_tensors
 
-_CHOOSING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}  # what follows is up to numbers
+_CHOOSING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}  # values decide what follows
 
 Told = Callable[[str, str, bool], None]
 """(name of a tensor, operation, whether it is written)"""
@@ -123,7 +123,7 @@ def without_trace(model: nn.Module) -> Iterator[None]:
         random.setstate(own)
         numpy.random.set_state(numbers)  # noqa: NPY002
         for part, before, buffers in attributes:
-            if isinstance(part, torch.jit.ScriptModule):  # whose attributes are its own affair
+            if isinstance(part, torch.jit.ScriptModule):  # whose attributes are internal
                 continue
             vars(part).clear()
             vars(part).update(before)

@@ -32,7 +32,7 @@ class PerPointModules:
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
-        self._found: set[str] = set()  # these, and those that they hold
+        self._found: set[str] = set()  # these and their submodules
         self._running: list[str] = []
 
     def modules(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -178,7 +178,7 @@ def note_input(layout: Layout, given: Any, name: str, rows: int) -> None:
 
 def note_output(layout: Layout, made: Any, name: str, rows: int) -> None:
     """Record the outputs of a module for a check."""
-    for place, value in enumerate(tree_flatten(made)[0] if name else []):  # what the model itself gives, losses show
+    for place, value in enumerate(tree_flatten(made)[0] if name else []):  # losses check the model's own output
         if _counts(value):
             layout.see(value, _of(name, -1 - place), rows, of_module=True)
 

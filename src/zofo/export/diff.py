@@ -16,7 +16,7 @@ from zofo.training.run_logs import MAXIMISED, loss_of_step, metrics_lines, told_
 from zofo.trajectory import Trajectory
 from zofo.trajectory.format import Flushed, Moved, Record, Stepped
 
-_NO_RESULT = ("seconds", "measured_seconds", "exchanged_bytes")  # the clock, and what several processes told each other
+_NO_RESULT = ("seconds", "measured_seconds", "exchanged_bytes")  # times, and communication between processes
 _SHOWN = 12
 
 

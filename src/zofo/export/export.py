@@ -335,7 +335,7 @@ def push(exported: ExportResult, repo: str, private: bool = True, api: Any = Non
     api = HfApi() if api is None else api
     files: dict[str, str | bytes] = {"model.zofo": str(exported.path)}
     if exported.kind != "patch":
-        files = {name: str(exported.path / name) for name in exported.files}  # not what else lies in the folder
+        files = {name: str(exported.path / name) for name in exported.files}  # not other files in the folder
     files["README.md"] = exported.card.replace("REPO", repo).encode()
     try:
         made = api.create_repo(repo, private=private, exist_ok=True)

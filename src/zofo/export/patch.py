@@ -40,7 +40,7 @@ from zofo.trajectory.replay import parts_of
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 LONGEST = 400  # characters of a text in the header
-_MOST_RANK = 64  # of noise: a hostile one would draw more numbers than fit into memory
+_MOST_RANK = 64  # of noise: a hostile patch could draw more numbers than fit into memory
 _Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 _PART = r"[^\s./:\\~^?*\[][^\s/:\\~^?*\[]*"
 _REVISION = re.compile(rf"{_PART}(/{_PART})*")  # a name in git; it becomes a part of a path in the Hub's cache

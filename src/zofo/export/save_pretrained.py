@@ -72,7 +72,7 @@ def save_model(loaded: LoadedModel, folder: Path, labels: Sequence[str] = (), ge
             model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         mode = (folder / "config.json").stat().st_mode
-        for weights in folder.glob("*.safetensors"):  # which only their owner may read, as they are written
+        for weights in folder.glob("*.safetensors"):  # which only the owner can read while they are written
             weights.chmod(mode)
 
 

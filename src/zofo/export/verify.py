@@ -25,7 +25,7 @@ from zofo.training.run_record import SUMMARY, WEIGHTS
 from zofo.trajectory import Trajectory, replay
 
 Verdict = Literal["same bits", "other bits", "same loss", "other loss", "nothing to compare with"]
-_LOSS = 1e-4  # how far a loss may be off that is the same up to rounding, as a share of it
+_LOSS = 1e-4  # relative difference of losses that are equal up to rounding
 
 
 @dataclass(frozen=True)

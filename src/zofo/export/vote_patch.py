@@ -30,7 +30,7 @@ from zofo.trees import parse_yaml
 
 MEMBERS, ASKED = "members.bin", "run.json"
 _ELSEWHERE = ("model", "init_from", "output_dir")  # keys of a configuration that no patch holds
-_PLACES = ("data", "data_dir", "metaicl_setting", "tasks", "held_out_tasks")  # of its task: where rows of one's own lie
+_PLACES = ("data", "data_dir", "metaicl_setting", "tasks", "held_out_tasks")  # of its task: paths of a user's own rows
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _IDENTITY = ("task", "rows", "tokens", "objective", "stream")
 

@@ -163,7 +163,7 @@ class ZerothOrderMixin(TrainerSteps):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in the trainer; then all pending updates are written."""
-        self._accumulated = []  # those of a training that was interrupted between them
+        self._accumulated = []  # those of a training that was interrupted in between
         self._check_same()
         try:
             return super().train(*args, **kwargs)  # type: ignore[misc]

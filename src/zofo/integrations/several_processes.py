@@ -16,7 +16,7 @@ from zofo.errors import ConfigError
 from zofo.models import plain_tensors
 from zofo.processes import Processes, joined
 
-_ROWS = 32  # that are compared, of a data set
+_ROWS = 32  # number of rows of a data set that are compared
 
 
 def processes_of(trainer: Any) -> Processes:

@@ -21,7 +21,7 @@ Batch = tuple[dict[str, Any], Any]
 
 _WEIGHT = "zofo_weight"
 _TOKENS, _METRICS = "_total_train_tokens", "_metrics"  # of TRL's trainers
-_SAME, _SAME_HALF = 1e-4, 5e-2  # of two ways to sum the same losses, relative
+_SAME, _SAME_HALF = 1e-4, 5e-2  # relative difference of two ways to sum the same losses
 
 
 class TrainerLosses:
@@ -161,7 +161,7 @@ class TrainerLosses:
             needed: whether there is no alternative.
         """
         trainer = self._trainer
-        if self.own and not needed:  # it may count what it sees
+        if self.own and not needed:  # it may count its calls
             return False
         try:
             losses = self._weighted_losses(model)

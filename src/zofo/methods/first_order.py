@@ -121,7 +121,7 @@ class FirstOrder(Method):
 
     def step(self, number: int) -> StepLog:
         before, losses = self.counts.copy(), []
-        self._step.zero_grad()  # what a step that met a loss that is not finite has left
+        self._step.zero_grad()  # left over from a step with a non-finite loss
         for part in range(self._parts):
             batch = self._batches[number * self._parts + part]
             found = self._gradient.accumulate(self.trained, self._objective, batch, 1 / self._parts)

@@ -128,7 +128,7 @@ class FirstOrderStep:
                 continue
             stand_in.data = parameter.detach().to(torch.float32, memory_format=torch.contiguous_format)
             stand_in.grad, parameter.grad = parameter.grad.float(), None
-            self._optimizer.step()  # of this one alone: no other stand-in has a gradient
+            self._optimizer.step()  # only this one: no other stand-in has a gradient
             write_rounded_(parameter, stand_in.data, Key(self._seed, number), f"first-order/{self._name}/{place}")
             stand_in.grad, stand_in.data = None, stand_in.data.new_empty(0)
         self.zero_grad()

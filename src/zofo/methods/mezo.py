@@ -172,7 +172,7 @@ class ForwardOnly(Method):
         Nothing in float32, where the trajectory determines the model."""
         if self._adapters is None:
             self._zo.save(folder)
-        elif not self.backbone.is_corrupt:  # an interrupt inside a sweep: what the tensors hold is worth nothing
+        elif not self.backbone.is_corrupt:  # after an interrupt inside a sweep the tensors are invalid
             self._zo.theta.flush()
             self._adapters.save(self.variants[0], folder / self.variants[0])
 

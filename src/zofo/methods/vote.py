@@ -63,7 +63,7 @@ class Vote:
         def objective(model: nn.Module, some: Any) -> torch.Tensor:
             given = answers(model, some)
             if not is_aside():  # else a check asks
-                for one, answer in zip(some.examples, given, strict=True):  # of each example, point after point
+                for one, answer in zip(some.examples, given, strict=True):  # per example, point by point
                     found[places[id(one)]].append(answer)
             values = [one.float().sum() if isinstance(one, torch.Tensor) else torch.zeros(()) for one in given]
             return torch.stack(values)

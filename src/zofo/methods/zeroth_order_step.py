@@ -362,7 +362,7 @@ class ZerothOrder:
 
     def save(self, folder: Path) -> None:
         """Save the moved tensors in half precision: their rounding is not in the trajectory."""
-        if self.backbone.is_corrupt:  # an interrupt inside a sweep: what the tensors hold is worth nothing
+        if self.backbone.is_corrupt:  # after an interrupt inside a sweep the tensors are invalid
             return
         self.theta.flush()
         if any(dtype.itemsize < 4 for dtype in self.backbone.dtypes):

@@ -18,13 +18,13 @@ from zofo.noise import Gaussian
 Head = Literal["causal-lm", "masked-lm", "classification"]
 """What a model's outputs are: scores of the next token, of a masked token, or of labels."""
 
-_CLASSES: dict[str, tuple[str, str]] = {  # of transformers: who loads it, and for which types of models
+_CLASSES: dict[str, tuple[str, str]] = {  # transformers' auto class, and its supported model types
     "causal-lm": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
     "masked-lm": ("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
     "classification": ("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
 }
 _CLASSIFIER = "ForSequenceClassification"
-_USUAL_SPREAD = 0.02  # of the first weights, where a configuration names none
+_USUAL_SPREAD = 0.02  # of initial weights, if a configuration has none
 
 
 def default_head(content: Mapping[str, Any]) -> Head:

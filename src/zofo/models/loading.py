@@ -348,7 +348,7 @@ def _opened(config: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ModelError(
             f"cannot load the model {name!r}: {first_line(error)}", missing_package_hint(content)
         ) from error
-    except Exception as error:  # a damaged folder fails in as many ways as it has readers
+    except Exception as error:  # a damaged folder can raise anything
         raise_if_out_of_memory(error)
         why = first_line(error) if lost is None else f"the Hub cannot be reached, nor is it in its cache ({lost})"
         raise ModelError(

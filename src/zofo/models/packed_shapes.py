@@ -11,7 +11,7 @@ from torch import nn
 
 from zofo.errors import ModelError
 
-_BLOCK, _OUTER = 64, 256  # weights that share a scale; scales that share one
+_BLOCK, _OUTER = 64, 256  # weights per scale; scales per second-level scale
 _TABLES = 4 * (16 + 256) + 170  # bytes of the values that 4 bits and those of a scale stand for, and of a description
 BYTES_OF_WEIGHT: Mapping[str, float] = {
     "nf4": 0.5 + 1 / _BLOCK + 4 / (_BLOCK * _OUTER),

@@ -21,7 +21,7 @@ _A_LENGTH = re.compile(
     r"position|length|len$|seq|window|chunk|block|topk|local|context|distance|capacity|floor|compress"
 )
 _NO_LENGTH = re.compile(r"layers|num_blocks|num_local|size_feed")
-_ROUNDINGS = 8  # how many times what padding alone does to a score, far from any such number
+_ROUNDINGS = 8  # allowed multiple of the effect of padding alone on a score, far from any such number
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def check_fit_for_scoring(model: Any, pad: int, name: str) -> None:
             if _agrees(model, pad, padding=_MORE):
                 return
             ahead = not _agrees(model, pad, padding=0)
-    except Exception as error:  # a forward fails in as many ways as there are models
+    except Exception as error:  # a model's forward can raise anything
         raise_if_out_of_memory(error)
         raise ModelError(f"{shown}, which cannot score a padded row: {first_line(error)}", _HINT) from error
     if ahead:
@@ -100,7 +100,7 @@ def _check_beside_longer(
     try:
         with torch.random.fork_rng(devices=[]):
             usable = probe.longest_usable(shortest, near, lengths)
-    except Exception as error:  # a forward fails in as many ways as there are models
+    except Exception as error:  # a model's forward can raise anything
         raise_if_out_of_memory(error)
         raise ModelError(f"{shown}, which cannot score a padded row: {first_line(error)}", hint) from error
     if usable is None:
@@ -140,7 +140,7 @@ class _Neighbours:
         """
         most = _TOLERANCES.get(self._model.dtype, _TOLERANCE)
         least = 1e-5 if self._model.dtype == torch.float32 else 2 * torch.finfo(self._model.dtype).eps
-        first = self._once(self._short[0], lengths[-1]) if lengths else 0.0  # while no short row was scored yet
+        first = self._once(self._short[0], lengths[-1]) if lengths else 0.0  # before any short row was scored
         rounding = self._apart(near, least)
         if rounding > most:
             return shortest

@@ -183,7 +183,7 @@ def settle_packed_layers(model: nn.Module, dtype: torch.dtype) -> None:
             layer.support_avx512bf16_for_cpu, layer.compute_dtype, layer.compute_type_is_set = False, dtype, True
         if hasattr(getattr(layer, "state", None), "threshold"):
             layer.state.threshold = 0.0
-            # that it rounds inputs to half precision, it would say of each product
+            # a warning at each product that inputs are rounded to half precision
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
@@ -241,7 +241,7 @@ def _check_runs(wanted: Quantization, dtype: torch.dtype, device: Any) -> None:
             layer = nn.Linear(_TRIAL, _TRIAL, bias=False, dtype=dtype)
             trial = _packed_layer(wanted, layer, dtype, torch.device(device))
             trial(torch.ones(1, _TRIAL, dtype=dtype, device=device))
-    except Exception as error:  # a kernel that is not there says so in as many ways as there are kernels
+    except Exception as error:  # a missing kernel can raise anything
         raise_if_out_of_memory(error)
         shown = str(dtype).removeprefix("torch.")
         raise ModelError(

@@ -25,7 +25,7 @@ from zofo.noise.counter_rng import permutation, random_words, random_words_at, s
 from zofo.noise.low_rank import FactoredNoise, FactorLayout
 from zofo.registry import Registry
 
-_LAYOUTS = 4  # kept at a time: a backbone asks for one, and for two more where theta decays
+_LAYOUTS = 4  # cache size: a backbone needs one, and two more if theta decays
 
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]

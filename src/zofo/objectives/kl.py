@@ -16,7 +16,7 @@ from zofo.objectives.objectives import TrainingObjective
 from zofo.objectives.scoring import target_log_likelihoods
 from zofo.tasks import Task, collate
 
-_AT_ONCE = 512  # tokens whose logits are held, or one for each text, as a generation holds them: up to twice as many
+_AT_ONCE = 512  # tokens whose logits are in memory at once, or one per text, as in a generation: up to twice as many
 AsBase = Callable[[nn.Module], AbstractContextManager[None]]
 """A context in which the model answers as the base model would."""
 

@@ -214,7 +214,7 @@ def _validator(typed: str) -> Callable[[Any], bool]:
 def _library(name: str, reward: str, extra: str = "rewards") -> Any:
     """Import a module of a library that only this reward needs."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # lm-eval says what it has downloaded
+        with contextlib.redirect_stdout(io.StringIO()):  # lm-eval prints what it has downloaded
             return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(

@@ -105,7 +105,7 @@ def packing_limit(model: nn.Module) -> int | None:
     """
     bare = bare_model(model)
     room = inspect.getmodule(type(bare))
-    if not hasattr(room, "create_causal_mask"):  # the function of transformers that hands a mask of pairs on as it is
+    if not hasattr(room, "create_causal_mask"):  # the mask function of transformers that passes a mask of pairs through
         return 0
     config = bare.config.get_text_config()
     takes_both = (

@@ -31,7 +31,7 @@ from zofo.temporary import temporarily
 
 LOG = logging.getLogger("zofo")
 _OURS, _VERSION = "zofo", 1
-_EXAMPLES = 1 << 15  # of a batch, where only the batch itself tells
+_EXAMPLES = 1 << 15  # of a batch, if only the batch itself knows
 
 Ask = tuple[ClosureObjective, Any]
 """A closure as an objective, and the batch it is given; None where it has its own."""
@@ -71,7 +71,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         self._interrupts, self._modes = Interrupts(), b""
         self.say: Callable[[str], None] = lambda note: LOG.warning(as_option(note))
         self.last_step: StepLog | None = None
-        self._ahead: torch.Tensor | None = None  # the loss of a step that was made before it was asked for
+        self._ahead: torch.Tensor | None = None  # the loss of a step that was made ahead
         self.steps = 0
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise ConfigError(f"seed is {seed!r}, but must be a whole number from 0 below 2**64", "set seed=0")

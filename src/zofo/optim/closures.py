@@ -43,7 +43,7 @@ class ClosureObjective:
             with self._interrupts.let_through():
                 given = self._closure(batch) if self._takes_batch else self._closure()
             return self._checked(_as_losses(given))
-        except Exception as error:  # a closure fails in as many ways as there are scripts
+        except Exception as error:  # a closure can raise anything
             self.failure = _explained(error)
             if self.failure is error:
                 raise

@@ -19,7 +19,7 @@ from zofo.training.run_logs import ScoredExample
 RESAMPLES = 1000
 """Bootstrap samples of the examples."""
 _LEVEL = (2.5, 97.5)  # percentiles of the 95 % interval
-_SHOWN = 50  # characters of a prompt
+_SHOWN = 50  # maximum characters of a prompt
 _OF_SHARES = (
     "is a vote: its losses, that of everyday sentences too, are of shares of votes and not of a model's probabilities; "
     "compare scores"

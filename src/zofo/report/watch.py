@@ -34,7 +34,7 @@ def watch_run(path: Path, sleep: Callable[[float], None] = time.sleep) -> Iterat
             yield f"the run {run.state}" if run.state else "the run has ended"
             return
         if not _is_worked_on(run):
-            if read_runs([path])[0].summary:  # it ended between the two looks
+            if read_runs([path])[0].summary:  # it ended in between
                 continue
             yield "no process is at the run, and it has not ended: type its command again, and it goes on"
             return

@@ -22,9 +22,9 @@ if TYPE_CHECKING:  # both take long to import, and a study without a figure need
 # Okabe and Ito's colours, which can be told apart by everyone; yellow is left out, since it is too light for a line
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", "--", ":", "-.")
-_ACROSS = 3  # panels beside each other
+_ACROSS = 3  # panels per row
 _WIDE, _HIGH = 4.2, 3.2  # of a panel, in inches
-_TALLEST = 3  # times the largest loss at the start: what is above leaves its panel, which could show nothing else
+_TALLEST = 3  # times the largest initial loss: higher values are cut off, or they would hide everything else
 _LOG_FROM = 30  # ratio of the largest to the smallest number above 0 from which an axis is logarithmic
 _STYLE: Any = {"svg.hashsalt": "zofo", "svg.fonttype": "none", "font.size": 9}  # the salt: the same names in every file
 
@@ -135,7 +135,7 @@ def _draw_file(
     across = min(len(panels), _ACROSS)
     down = math.ceil(len(panels) / across)
     with mpl.rc_context():  # without pyplot, so that no figure of the caller's is touched
-        mpl.rcdefaults()  # whatever style the user has
+        mpl.rcdefaults()  # independent of the user's style
         mpl.rcParams.update(_STYLE)
         figure = Figure(figsize=(max(across * _WIDE, 5.5), down * _HIGH + 1), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False).flatten()

@@ -92,7 +92,7 @@ class ProblemRuns(Executor):
         }
         if config.training.eval_on_test == "best":
             scores |= {"test": at_best, "test_last": scores["test"]}
-        if problem.majority is not None and "test" in scores:  # it knows that of its test split only
+        if problem.majority is not None and "test" in scores:  # only known for its test split
             scores["test"]["majority"] = problem.majority
         return Outcome(
             metric=problem.metric,

@@ -26,7 +26,7 @@ from zofo.studies.store import Store
 from zofo.studies.trial import StudyRun
 
 _KEPT = "before its end; what its runs have saved is kept"
-_tell: list[Callable[[tuple[int, str]], None]] = []  # of a process of a pool: takes its id, and the run that it begins
+_tell: list[Callable[[tuple[int, str]], None]] = []  # in a worker: gets its process id and the run that it begins
 
 
 def _begin(threads: int, begun: Any) -> None:

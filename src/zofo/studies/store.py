@@ -175,7 +175,7 @@ class Store:
         """Delete the trained weights of a run, last and best, whose scores are known."""
         for folder in self.runs.glob(f"*-{run.digest}"):
             for place in (folder, folder / "best"):
-                with suppress(OSError):  # they take room, and nothing else
+                with suppress(OSError):  # they only take space
                     (place / WEIGHTS).unlink(missing_ok=True)
 
     def locked(self) -> AbstractContextManager[None]:
@@ -213,7 +213,7 @@ class Content:
         if self._model is not None:
             model = weakref.ref(self._model[1].model)
             self._model = None
-            if model() is not None:  # it stands in a circle; to look for one goes through all that is alive
+            if model() is not None:  # it is in a reference cycle, and garbage collection is slow
                 gc.collect()
 
     def _now(self, run: StudyRun) -> Identity:

@@ -195,7 +195,7 @@ def _start_beside(folder: Path, start: Path | None) -> Path | None:
         if outcome is not None and outcome.diverged_nonfinite:
             raise NonFiniteError(f"start: {message}", consequence="this one cannot be made")
         raise RunError(message, "see what failed in report.md")
-    with suppress(OSError):  # then each of the runs that start there replays it for itself
+    with suppress(OSError):  # then each run that starts from it replays it
         RunFolder(folder.parent / start).enable_replay_cache()
     return folder.parent / start
 

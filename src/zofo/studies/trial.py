@@ -110,7 +110,7 @@ def _same(old: Any, new: Any, chosen: Any) -> bool:
 
 Loading = Callable[[ModelConfig, bool, int | None], tuple[LoadedModel, Identity]]
 
-_LONG = 3.0  # seconds of a first step after which no other one is timed
+_LONG = 3.0  # seconds of a first step beyond which no other one is timed
 _TIMED = 2  # steps that are timed, after the first
 
 

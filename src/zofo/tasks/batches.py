@@ -265,7 +265,7 @@ def collate_texts(examples: Sequence[TokenizedText], pad: int, device: torch.dev
     return TextBatch(input_ids.to(device), mask.to(device), types, gold, tuple(examples))
 
 
-_WORTH_PACKING = 5  # packing must save one token in so many: its mask keeps attention from its fastest kernels
+_WORTH_PACKING = 5  # packing must save one token in this many: its mask excludes the fastest attention kernels
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def _named_by(expression: str) -> list[str]:
     """The columns of an expression, or the text itself if it is a plain name."""
     try:
         return columns_of(expression, expression=True) if expression else []
-    except ValueError:  # a name with a blank in it
+    except ValueError:  # a name with a space
         return [expression]
 
 

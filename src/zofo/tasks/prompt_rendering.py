@@ -128,7 +128,7 @@ def _content_free(task: Task, prompt: Prompt, fields: Mapping[str, Any]) -> str:
     try:
         nothing = {column: NOTHING for column, value in fields.items() if isinstance(value, str)}
         return str(fill(prompt.template, {**fields, **nothing}))
-    except RowError:  # a template that takes its columns apart; its task has no calibrated scores
+    except RowError:  # a template that splits its columns; its task has no calibrated scores
         return ""
 
 
@@ -183,7 +183,7 @@ def label_of(label: str, fields: Mapping[str, Any], name: str) -> Any:
         return fields[label]
     try:
         columns = columns_of(label, expression=True) or [label]
-    except ValueError:  # a name with a blank in it
+    except ValueError:  # a name with a space
         columns = [label]
     check_columns(name, columns, fields)
     return fill(label, fields, expression=True)

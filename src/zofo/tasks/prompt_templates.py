@@ -175,7 +175,7 @@ MOST_OPERATIONS = 100_000
 """The most loop passes, calls and filters of a template for one row."""
 MOST_CHARACTERS = 10_000_000
 """The most characters and list entries that a template may make for one row, in total."""
-_MOST_WIDTH = 10_000  # numbers that say how long a result shall be, such as the width of `center`
+_MOST_WIDTH = 10_000  # arguments that determine the length of a result, such as the width of `center`
 _MOST_BITS = 4096  # of a whole number
 _WRITTEN = "texts written by this template"  # key in its context of the list of these; no template can name it
 
@@ -188,7 +188,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}>")  # of an object in memory, as P
 _WIDE = re.compile(r"%[^%a-zA-Z]*(\d{5,}|\*)|\{[^{}]*:[^{}]*(\d{5,}|\{)")  # formats that ask for a long text
 
 
-_LEFT: ContextVar[list[int]] = ContextVar("template_limits")  # operations and characters, of one row
+_LEFT: ContextVar[list[int]] = ContextVar("template_limits")  # operations and characters per row
 
 
 def _work(characters: int = 0) -> None:

@@ -177,13 +177,13 @@ def check_test_rows(task: Task, examples: Mapping[Split, Sequence[Example]]) -> 
         )
 
 
-_RARE = 20  # a label is rare beside one that is this many times as frequent
+_RARE = 20  # a label is rare if another is this many times as frequent
 
 
-_SHORT = 4  # letters; below, another letter makes another word
+_SHORT = 4  # minimum length; in shorter words, one letter makes another word
 
 
-_MISSING = {"n/a", "na", "nan", "<na>", "#n/a", "null", "none", "nil", "?", "-"}  # as programs write that there is none
+_MISSING = {"n/a", "na", "nan", "<na>", "#n/a", "null", "none", "nil", "?", "-"}  # how programs write missing values
 
 
 def label_notes(counts: Mapping[Any, int]) -> list[str]:

@@ -302,7 +302,7 @@ def _answered(
         DataError: it merges with every text.
     """
     candidate = asked.candidates[0]
-    if not candidate:  # nothing to score: the end of a text holds its place
+    if not candidate:  # nothing to score: the end-of-text token is a placeholder
         return [(*prompt, end)], len(prompt), True
     if whole.ids[: len(prompt)] == prompt:
         return [tuple(whole.ids)], len(prompt), True

@@ -251,7 +251,7 @@ class BestCheckpoint(Callback):
         part = temp_path(self._folder)
         shutil.rmtree(part, ignore_errors=True)
         if (folder / self._folder.name).is_dir():
-            shutil.copytree(folder / self._folder.name, part)  # a disk may be full: the old one stays until it is whole
+            shutil.copytree(folder / self._folder.name, part)  # if the disk is full, the old one stays
         shutil.rmtree(self._folder, ignore_errors=True)
         if part.is_dir():
             part.rename(self._folder)

@@ -23,7 +23,7 @@ from zofo.training.training_config import TrainingConfig
 
 _MANIFEST, _MARKER, _VERSION = "manifest.json", "complete", 1
 _PREFIX, _SAVING = "step-", ".saving-"
-_NOT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM}  # which may be whole
+_NOT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM}  # which may be complete
 _GOES_ON = "type the same command again: the run goes on from the checkpoint before"
 
 
@@ -107,7 +107,7 @@ class Checkpoints:
                     warn(f"{text}: the checkpoint before it is used")
                 return Checkpoint(path, _step(path))
             found.append(damage)
-            self._damaged.append(path)  # which take the place of no whole one
+            self._damaged.append(path)  # which do not replace a complete one
         if found:
             raise CheckpointError(
                 f"no checkpoint in {str(self._folder)!r} can be used: {'; '.join(found)}",
@@ -185,7 +185,7 @@ def _write_manifest(folder: Path, step: int) -> None:
 
 def _remove(path: Path) -> None:
     """Delete a checkpoint, marker first, so that `sweep` recognises the rest if the process is killed."""
-    if path.is_symlink() or not path.is_dir():  # a pipe would be waited for
+    if path.is_symlink() or not path.is_dir():  # a pipe would block
         path.unlink(missing_ok=True)
         return
     with contextlib.suppress(OSError):
@@ -263,7 +263,7 @@ class CheckpointCallback(Callback):
 
     def stop_if_asked(self, steps: int) -> None:
         """Save and raise Interrupted if the process was asked to stop; `steps` have been made."""
-        if not self._processes.alone:  # what they all know, also where the signal came to another one
+        if not self._processes.alone:  # known to all, even if another process got the signal
             if not self._processes.asked:
                 return
             self._signals.received = self._processes.asked
@@ -273,7 +273,7 @@ class CheckpointCallback(Callback):
             self._save(steps)
         if not self._processes.alone:
             with contextlib.suppress(ZofoError):
-                self._processes.gather_json(None)  # the first one has saved: a launcher ends it once another has ended
+                self._processes.gather_json(None)  # when the first has saved: a launcher stops it when another ends
         self._signals.check(None if self._checkpoints is None else steps)
 
     def _save(self, steps: int) -> None:

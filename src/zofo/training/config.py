@@ -21,7 +21,7 @@ from zofo.tasks import TaskConfig
 from zofo.training.training_config import TrainingConfig
 from zofo.trees import format_yaml, get_by_path, parse_override, parse_yaml, read_yaml, set_by_path
 
-_METHOD = "first-order"  # where none is named: what learned most wherever a gradient was at hand
+_METHOD = "first-order"  # the default: it learned most wherever a gradient was available
 
 
 def method_config(value: Any, info: ValidationInfo, *, default: str = _METHOD) -> Any:

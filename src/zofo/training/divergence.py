@@ -20,8 +20,8 @@ from zofo.trees import get_by_path, without
 
 WINDOW = 5
 """Steps whose median is compared: one batch that is hard says nothing."""
-_TIMES, _LEAST = 4.0, 0.5  # the first losses, and by how much more at least: losses near 0 grow by large factors
-_BROKEN = 3.0  # times the first loss: higher ones after it are no measure of the start
+_TIMES, _LEAST = 4.0, 0.5  # number of first losses, and the minimum increase: losses near 0 can grow by large factors
+_BROKEN = 3.0  # times the first loss: higher ones are not a measure of the start
 _FAR = 0.5  # as a share of their length, that weights have moved when steps were certainly too large
 _LESS = "lower what the steps are multiplied by"
 _LOWER = 4.0  # what a rate that diverges is divided by: the advice of `zofo tune lr`

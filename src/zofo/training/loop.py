@@ -78,7 +78,7 @@ def run_loop(
         error = problem
         raise
     finally:
-        with ExitStack() as ending:  # all of them are told, also where one of them cannot write any more
+        with ExitStack() as ending:  # all are called, even if one cannot write any more
             for callback in reversed(callbacks):
                 ending.callback(callback.after_run, error)
 

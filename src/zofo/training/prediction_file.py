@@ -209,7 +209,7 @@ class _Work:
         if len(answered) == len(examples):
             return
         with working(self.console, f"loading {self.predictor.run.config.model.name}"):
-            encoded = self.predictor.encode(examples)  # all: no row is found too long after others were answered
+            encoded = self.predictor.encode(examples)  # all, so that a row that is too long is found first
         order = sorted(range(len(encoded)), key=lambda number: -int(encoded[number].length))
         left = [number for number in order if number not in answered]
         with row_progress(self.console, "predict", len(examples), len(answered)) as done:

@@ -85,7 +85,7 @@ def find_resumable_run(config: RunConfig) -> RunFolder | None:
     )
     for key, (new, old) in differences(given, saved):
         if are_places(new, old):
-            continue  # what lies there is known by its content
+            continue  # identified by its content
         raise RunError(
             f"the run in {str(path)!r} has {key} = {old!r}, not {new!r}, and goes on only as it was begun",
             f"choose another folder with output_dir={path}-2, or set {key} back",
@@ -127,7 +127,7 @@ def write_provenance(
     (run.path / ENVIRONMENT).write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
     for path in (run.task_file, run.path / ENVIRONMENT):
         fsync(path)
-    atomic_write_text(run.path / CONFIG, config.to_yaml())  # last and whole: without it nothing has begun
+    atomic_write_text(run.path / CONFIG, config.to_yaml())  # last, and atomic: without it the run has not begun
     fsync(run.path.parent)
 
 
@@ -190,7 +190,7 @@ def begun_selection(header: Mapping[str, Any] | None, model: Any) -> dict[str, A
         return {}
     try:
         return {"trainable": list(selected(model, header["trainable"]))}
-    except ZofoError:  # another model, or a strange header: what compares them says so
+    except ZofoError:  # another model, or an invalid header: reported where they are compared
         return {}
 
 

@@ -138,7 +138,7 @@ class RunState:
         (folder / _STATE).write_text(json.dumps(state.values) + "\n", encoding="utf-8")
         tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
         save_file(tensors, folder / _TENSORS)
-        for number, path in enumerate(state.files.values()):  # one by one: together they may not fit into memory
+        for number, path in enumerate(state.files.values()):  # one at a time: together they may not fit into memory
             shutil.copyfile(path, folder / _part(number))
 
     def restore(

@@ -147,7 +147,7 @@ def accompany(folder: RunFolder, config: RunConfig, trained: Session, console: C
             "choose an output_dir on a disk that all machines share",
         )
     parts = loop_parts(folder, config, trained, EvaluationProgress(console))
-    processes, unheard = trained.context.processes, lambda *_: None  # the first process says it, and writes it
+    processes, unheard = trained.context.processes, lambda *_: None  # the first process prints and writes it
     done = resumed(folder, trained, parts, trajectory_header(config, trained), unheard)
     stopping = CheckpointCallback(None, unheard, parts.signals, config.training, unheard, done.steps, processes)
     means = RewardMeans(rewards_of(trained, config), processes)

@@ -160,7 +160,7 @@ class Trackers(Callback):
     def _safely(self, kind: str, act: Callable[..., Any], *given: Any) -> Any:
         """The result of a tracker's call; None if it fails, and then it is disabled."""
         try:
-            with redirect_stdout(sys.stderr):  # what trackers say is not what the command answers
+            with redirect_stdout(sys.stderr):  # output of trackers is not output of the command
                 return act(*given)
         except Exception as error:  # noqa: BLE001  # of a library or a network: no step is lost for it
             self._open.pop(kind, None)

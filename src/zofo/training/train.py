@@ -152,7 +152,7 @@ def _train(
         except Interrupted as stop:
             stop.hint = _how_to_go_on(stop, folder, remote_code, reward, processes)
             raise
-    processes.gather_json(None)  # the first one has written all of the run
+    processes.gather_json(None)  # after the first process has written the run
     return folder
 
 
@@ -244,7 +244,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
             raise
         concluded = [*method.conclusions(), *(line for one in callbacks for line in one.conclusions())]
         say_all(console, concluded)
-        finish(None, concluded)  # only then are the checkpoints, which all of it could be made from, no longer needed
+        finish(None, concluded)  # only then are the checkpoints no longer needed
         parts.checkpoints.clear()
     if signals.received is not None:
         say(console, f"{signals.name} came when nothing was left to do: the run has ended")

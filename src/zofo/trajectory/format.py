@@ -40,7 +40,7 @@ _UPDATE, _MOVE, _SETTLE, _STEP = 1, 2, 3, 4
 _FLAGS = _HAS_SHRINK, _HAS_LR, _HAS_DISPLACEMENT_DECAY = 16, 32, 64
 _UPDATES = {_UPDATE | shrink | lr | back for shrink in (0, 16) for lr in (0, 32) for back in (0, 64)}
 _MAX_HEADER = 1 << 20
-_FEW = 10  # times that each direction may be drawn in a replay beside the one when it is written
+_FEW = 10  # how often a replay may draw each direction, besides writing it
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def backbone_of(model: Any, header: Mapping[str, Any]) -> Backbone:
         return Backbone(
             model,
             parts["noise"].build(),
-            list(selected(model, header["trainable"])),  # to the letter, whatever requires a gradient
+            list(selected(model, header["trainable"])),  # exactly, whatever requires a gradient
             mask=parts["mask"].build() if "mask" in parts else None,
             rounding=header.get("rounding", "stochastic"),
         )
@@ -130,7 +130,7 @@ def sum_of_updates(trajectory: Trajectory, steps: int | None = None) -> Displace
 def replay_records(records: tuple[Record, ...], rule: Rule, theta: Theta) -> None:
     """Apply records again; updates may be pending on return."""
     state = rule.init()
-    with theta.backbone.deferred_writes():  # nobody looks at the weights until all is written
+    with theta.backbone.deferred_writes():  # nothing reads the weights until everything is written
         for record in records:
             if isinstance(record, Moved):
                 theta.move_to(record.point)

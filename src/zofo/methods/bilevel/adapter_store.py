@@ -17,7 +17,7 @@ from zofo.state_dict import StateDict
 
 Where = Literal["cpu", "disk"]
 
-_WHOLE = "tensors"  # what the file of a task is called among what is kept of it
+_WHOLE = "tensors"  # name of a task's file in its stored state
 
 
 class AdapterStore:
@@ -49,7 +49,7 @@ class AdapterStore:
             tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors.items()}
             self._kept[task] = StateDict(state.values, tensors)
             return
-        number = self.names.index(task) if task in self._kept else len(self._kept)  # a name need be none of a file
+        number = self.names.index(task) if task in self._kept else len(self._kept)  # its name may be no file name
         part, whole = self._folder / f"{number}.part", self._folder / f"{number}.safetensors"
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         try:

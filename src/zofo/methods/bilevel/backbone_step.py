@@ -139,7 +139,7 @@ class BackboneStep:
 
         coefficients = {"loss_upper": upper.loss, **told_of} if self._log_ties else told_of
         coefficients["penalty_gap"] = lower_p.loss - lower_s.loss
-        if control is None and (moved := self._moved.relative) is not None:  # else it is not all of theta's way
+        if control is None and (moved := self._moved.relative) is not None:  # else not the whole update of theta
             coefficients["backbone_distance"] = moved
         for part, estimate in (("upper", upper), ("lower_p", lower_p), ("lower_s", lower_s)):
             coefficients |= estimate.slopes(f"projected_gradient_{part}")

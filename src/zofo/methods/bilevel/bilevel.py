@@ -146,7 +146,7 @@ class Bilevel(Method):
         found, update = self._theta.step(number, asks, self._config.batch_size, rate)
         pair.step_adapter(number, rate)
         coefficients |= found
-        loss = coefficients.get("loss_upper", f_lower)  # without any step for it, it is not known
+        loss = coefficients.get("loss_upper", f_lower)  # without any step on it, it is not known
         if upper.log_ties and "loss_upper" in coefficients:
             coefficients[f"upper_{upper.called}"] = 0.0 - coefficients.pop("loss_upper")
         return StepLog(loss, self.counts - before, coefficients, update, self._theta.sgd_rate(rate))

@@ -89,7 +89,7 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
 
         A control variate takes one more."""
         first = self.backward(self.batch_size, self.inner_steps + 2 + (self.control_variate is not None))
-        still = self.backbone_update != "zeroth-order"  # a control, which asks for nothing
+        still = self.backbone_update != "zeroth-order"  # a control without forwards
         return [first] if still else [first, self.forwards(self.batch_size, 3)]
 
     def epoch(self, rows: Sequence[int]) -> Epoch:

@@ -113,7 +113,7 @@ def rounding_note(
     coarsest = max((dtype for dtype in dtypes if dtype.itemsize < 4), key=_spacing, default=torch.float32)
     points = len(estimator.ask([Key(0, 0)]))
     apart = torch.zeros(points, 1, dtype=torch.float64)
-    apart[-1] = _spacing(coarsest)  # two losses that differ by their rounding alone
+    apart[-1] = _spacing(coarsest)  # two losses that differ by rounding only
     slope = most * float(estimator.slopes(apart).abs().max())
     if slope < ORDINARY_SLOPE / 2:
         return None

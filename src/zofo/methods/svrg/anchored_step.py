@@ -113,7 +113,7 @@ class CopiedAnchor(Anchor):
             self.set()
             if unknown := state.tensors.keys() - self._stored.keys():
                 raise CheckpointError(f"the copy of the anchor holds {min(unknown)!r}, which does not move here")
-            # those that it lacks are no part of any forward, and stay as they are
+            # missing tensors are in no forward, and do not move
             own = [self._stored[name] for name in state.tensors]
             load_tensors_state(own, tensors_to_state(list(state.tensors.values())))
 
@@ -124,7 +124,7 @@ class CopiedAnchor(Anchor):
 
     @contextmanager
     def _in_the_model(self) -> Iterator[None]:
-        self._evaluator.theta.flush()  # what waits belongs to theta
+        self._evaluator.theta.flush()  # pending updates belong to theta
         self._backbone.swap_(self._stored)
         try:
             with self._evaluator.theta.log_paused():
@@ -160,7 +160,7 @@ class AnchoredStep:
     ) -> tuple[Estimate, Update]:
         """g <- estimate over all asks, anchor <- theta, theta <- theta - lr g."""
         zo = self._zo
-        self.full = None  # until all of it is known
+        self.full = None  # until it is complete
         zo.theta.flush()  # the weights themselves are the anchor
         self._anchor.set()
         along = zo.directions(number, examples=examples, sharing=self._options.anchor_directions)

@@ -21,7 +21,7 @@ MEND = "mend or remove the row"
 """The default hint."""
 NAMING = ("name", "id", "tool_call_id")
 """Keys of a turn that only name it, its speaker, or the call that it answers."""
-_SHORT, _SHORTER = 160, 40  # characters of a row, and of a value in it, in a message
+_SHORT, _SHORTER = 160, 40  # maximum characters of a row, and of a value in it, in a message
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def shown_row(row: Row) -> str:
     """A row for a message: its line, and its shortened values."""
     place = re.search(r"( row |:)(\d+)(:\d+)?$", row.where)
     text = json.dumps({key: _shortened(value) for key, value in row.fields.items()}, ensure_ascii=False, default=str)
-    text = text.encode("utf-8", "replace").decode("utf-8")  # half a character cannot be printed
+    text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be printed
     text = truncate(text, _SHORT)
     return f"{'line' if place[1] == ':' else 'row'} {place[2]}: {text}" if place else text
 
