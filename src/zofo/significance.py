@@ -100,7 +100,8 @@ class Paired:
     def verdict(self, margin: float | None) -> str:
         """The conclusion from the 95 % interval: `better`, `worse`, or `open`.
 
-        With a margin, `equal` if the whole interval lies within it."""
+        With a margin, `equal` if the whole interval lies within it.
+        """
         middle, half = self.difference.mean, self.difference.half
         if half is None:
             return "open"

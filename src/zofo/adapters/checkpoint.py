@@ -138,7 +138,8 @@ def merge_attached(model: Any, peft_model: Any) -> None:
 def check_can_take_up(method: str | None) -> None:
     """Raise RunError if the weights of a base model are quantised, so that nothing can be merged into them.
 
-    Quantising them again would round the merged values away."""
+    Quantising them again would round the merged values away.
+    """
     if method is not None:
         raise RunError(
             f"the weights of the base model are quantised ({method}), and what was trained cannot be written into them",

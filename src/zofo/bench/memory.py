@@ -295,7 +295,8 @@ def _predicted(name: str, options: MemoryOptions, known: Mapping[str, MemoryRow]
     """Full fine-tuning with Adam, if there is not enough memory for it: LoRA's peak, plus gradient and two moments per
     weight.
 
-    None for any other way."""
+    None for any other way.
+    """
     lora = known.get(OF_ACTIVATIONS)
     if name != ADAM or lora is None or lora.peak_bytes is None or lora.weights_bytes is None:
         return None

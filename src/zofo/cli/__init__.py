@@ -64,7 +64,8 @@ def _run(arguments: Sequence[str] | None, terminated: Sequence[int]) -> int:
 def _terminating() -> Iterator[Sequence[int]]:
     """Context in which SIGTERM works like Ctrl-C, unless there is a better handler.
 
-    Partly written files are deleted, and one sentence is printed. Yields a list, which receives the exit code."""
+    Partly written files are deleted, and one sentence is printed. Yields a list, which receives the exit code.
+    """
     codes: list[int] = []
 
     def terminate(number: int, _frame: object) -> None:

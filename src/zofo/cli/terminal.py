@@ -103,7 +103,8 @@ class Terminal(Console):
     def say_table(self, table: Table) -> None:
         """Print a table: on a terminal in its width, on a pipe unwrapped with one line per row.
 
-        On a pipe without the trailing blanks of the last column."""
+        On a pipe without the trailing blanks of the last column.
+        """
         if self.is_terminal:
             self.print(table, soft_wrap=False)
             return

@@ -107,7 +107,8 @@ def _of_heaviest(context: TrainingContext, heavy: Sequence[Any], step: _Step) ->
     """A context of all rows, in which each batch has the first of `heavy` instead of the drawn rows.
 
     A batch of one has the example with the most logits in the first step, and the longest one in the second, timed
-    step."""
+    step.
+    """
     collate, by_objective = context.collate, context.by_objective
 
     def filled(drawn: Sequence[Any]) -> Any:

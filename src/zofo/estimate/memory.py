@@ -117,7 +117,8 @@ def of_check(moved: nn.Module, share: float) -> Moment:
 def of_update(parameters: Sequence[nn.Parameter], moments: int) -> Moment:
     """The update by an optimizer: all gradients, and the temporaries for the largest tensor.
 
-    For a half-precision tensor also its copy and its gradient in float32."""
+    For a half-precision tensor also its copy and its gradient in float32.
+    """
     gradients = Term("gradients", sum(p.numel() * p.element_size() for p in parameters), "of what is trained")
     made = [bytes_moved(p) * (1 + moments + 2 * (p.element_size() < 4)) for p in parameters]
     working = Term("working tensors", max(made, default=0), "the move of the largest tensor")
@@ -132,7 +133,8 @@ def bytes_moved(parameter: nn.Parameter) -> int:
 def shares_kept(machine: Machine, device: str, packed: bool) -> tuple[float, float]:
     """The shares of freed tensors that the C library keeps: of a forward, and of one with a gradient.
 
-    0 on CUDA, whose peak does not include them."""
+    0 on CUDA, whose peak does not include them.
+    """
     if device != "cpu":
         return 0.0, 0.0
     if packed:

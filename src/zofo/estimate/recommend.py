@@ -340,7 +340,8 @@ def _length(draft: _Draft, facts: Facts, length: _Length, lengths: Sequence[int]
 def _costs(facts: Facts, fit: Fit, machine: Machine) -> Costs | None:
     """The time of the parts of the run; None if unknown.
 
-    A generated answer takes a forward for its loss, one for its prompt, and an eighth for each new token."""
+    A generated answer takes a forward for its loss, one for its prompt, and an eighth for each new token.
+    """
     step, each = fit.estimate.seconds, fit.estimate.evaluation
     if not step or each is None:
         return None

@@ -168,7 +168,8 @@ def estimate_step(
 def known_passes(config: MethodConfig, rows: int, kl: bool = False) -> Sequence[Pass]:
     """The passes of a step for a number of training rows, including those of a `kl` to the base model.
 
-    Raises ConfigError for a method that does not define them."""
+    Raises ConfigError for a method that does not define them.
+    """
     if passes := config.passes(rows):
         asked = [replace(one, times=2 * one.times, sweeps=0.0) for one in passes if one.gradient is None]
         return [*passes, *(asked if kl else [])]

@@ -156,7 +156,8 @@ _Found = tuple[torch.Tensor, Sequence[torch.Tensor | None]]
 def _take(total: list[torch.Tensor | None], gradients: list[torch.Tensor | None]) -> None:
     """Sum gradients, freeing each one before the next, so that there are never three of all parameters.
 
-    Not in place, since parameters may share one tensor as their gradient."""
+    Not in place, since parameters may share one tensor as their gradient.
+    """
     for i in range(len(total)):
         now, gradients[i] = gradients[i], None
         before, total[i] = total[i], None

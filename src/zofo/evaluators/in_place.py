@@ -99,7 +99,8 @@ class FromCopy(_Moving):
 
     Args:
         model: the model that the objective runs, in evaluation mode to turn dropout off.
-        backbone: the tensors that move."""
+        backbone: the tensors that move.
+    """
 
     copies = 1
 

@@ -155,7 +155,8 @@ class LowRankTerms:
             x: [..., inputs], with the rows of the batch first; T positions in all.
             weight: W, in the dtype of x.
             name: name of the matrix.
-            transposed: whether the model multiplies by W instead of W.T."""
+            transposed: whether the model multiplies by W instead of W.T.
+        """
         thin, side = self._thin(x, name, transposed), 1 if transposed else 0
         flat, plain = x.reshape(-1, x.shape[-1]), weight if transposed else weight.T
         if self._joins(flat, plain):

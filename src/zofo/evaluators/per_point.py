@@ -43,7 +43,8 @@ class PerPointModules:
     def running(self) -> str | None:
         """The innermost module that runs, or was running when the model raised, as far as `watching` saw it.
 
-        Inside a module that is run once per point, that module. None if no module runs."""
+        Inside a module that is run once per point, that module. None if no module runs.
+        """
         innermost = self._running[-1] if self._running else None
         return next((name for name in self._running if name in self.names), innermost)
 

@@ -24,7 +24,8 @@ _SHOWN = 12
 class Difference:
     """One difference of two runs: a configuration key, a file or a value of a step, and both values.
 
-    A value is None if a run has none."""
+    A value is None if a run has none.
+    """
 
     where: str
     first: Any

@@ -149,7 +149,8 @@ def _checked_adapter(
 ) -> tuple[Path, Head]:
     """The folder of a checked adapter, and the head that it is for.
 
-    Raises RunError if there is none, no run can have written it, or its base model is available and differs."""
+    Raises RunError if there is none, no run can have written it, or its base model is available and differs.
+    """
     if adapter is None:
         _check_is_model(run)
         raise RunError(
@@ -183,7 +184,8 @@ def _head_of(run: RunFolder, adapter: Path, model: str | None) -> Head:
 def _check_can_be_whole(run: RunFolder, kind: Kind) -> None:
     """Raise RunError for anything that cannot be merged into a model.
 
-    That is a probe, a vote (except as a patch), and anything on quantised weights."""
+    That is a probe, a vote (except as a patch), and anything on quantised weights.
+    """
     if kind != "patch" or not run.is_vote:
         _check_is_model(run)
     own = (run.identity.model_config or {}).get("quantization_config")

@@ -74,9 +74,8 @@ class Base(Config):
         return Identity.read({**self.identity, "model_hash": self.sha256}).of_model
 
     def config(self, name: str, revision: str | None = None) -> ModelConfig:
-        """The configuration that loads the model from its present location.
-
-        The patch's revision applies to its own name of the model only."""
+        """The configuration that loads the model from its present location; a patch's revision is of its own name
+        only."""
         if revision is None and name == self.name:
             revision = self.revision
         given = {"name": name, "revision": revision, "dtype": self.dtype, "head": self.head}
@@ -138,9 +137,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch file, read and checked: its header, the runs of the chain in order, and the files of its adapter by name.
-
-    For a vote, also its members, and what runs them."""
+    """A checked patch: its header, its chain of runs, its adapter's files by name, and the members of a vote."""
 
     header: Header
     stages: tuple[Stage, ...]
@@ -166,10 +163,10 @@ class Patch:
         return cls(header, stages, adapter, vote)
 
     def inspect(self, folder: Path) -> None:
-        """Raise RunError for a part that zofo cannot have written.
+        """Raise RunError for a part that zofo cannot have written: everything is checked except what needs the model.
 
-        Checks options, names, sizes and values of trajectories, weights and adapter, except what needs the model. The
-        adapter is written to a new folder."""
+        The adapter is written to a new folder.
+        """
         for stage in self.stages:
             if stage.trajectory is not None:
                 try:
@@ -364,10 +361,12 @@ def _unpacked(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _unpacked_old(data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Read versions 1 and 2.
+    """Read versions 1 and 2: magic, version, length and SHA-256 of the header, header with name, length and SHA-256 of
+    each part, and the parts.
 
     They have the magic, the version, length and SHA-256 of the header, the header, which lists name, length and SHA-256
-    of each part, and the parts."""
+    of each part, and the parts.
+    """
     _, version, length, digest = _OLD_FRAME.unpack_from(data)
     place = _OLD_FRAME.size + length
     text = data[_OLD_FRAME.size : place]

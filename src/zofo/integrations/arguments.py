@@ -204,7 +204,8 @@ def options_of(args: Any, model: nn.Module | None = None) -> dict[str, Any]:
 def _usual_evaluator(model: nn.Module, trainable: Sequence[str] | None) -> str:
     """The default evaluator: in place; or from a copy, with a note, if half-precision weights move.
 
-    In place, half precision would lose small steps."""
+    In place, half precision would lose small steps.
+    """
     moving, _ = movable(model, [trainable] if isinstance(trainable, str) else trainable, "zo_trainable")
     half = sum(tensor.nbytes for tensor in moving.values() if tensor.dtype.itemsize == 2)
     if not half:

@@ -242,7 +242,8 @@ class ZerothOrderMixin(TrainerSteps):
 def _check_loss_has_value(kind: type) -> None:
     """Raise ConfigError for TRL trainers whose loss uses exp(log p - log p_drawn) on texts that they draw themselves.
 
-    Its value is always 1 where p_drawn is p, so it has a gradient, but no slope between two points."""
+    Its value is always 1 where p_drawn is p, so it has a gradient, but no slope between two points.
+    """
     if all(hasattr(kind, name) for name in _OF_POLICIES) and cast(Any, kind).compute_loss.__module__.startswith("trl."):
         raise ConfigError(
             f"the loss of {kind.__name__} has the gradient of a policy, but no value to compare: it is the same "

@@ -22,7 +22,8 @@ _ROWS = 32  # number of rows of a data set that are compared
 def processes_of(trainer: Any) -> Processes:
     """The processes of a trainer, whose model is not wrapped by `DistributedDataParallel`.
 
-    The wrapper would allocate a gradient for every tensor that requires one, which no step of zofo uses."""
+    The wrapper would allocate a gradient for every tensor that requires one, which no step of zofo uses.
+    """
     own = trainer.accelerator
     own.prepare_model = functools.partial(own.prepare_model, evaluation_mode=True)
     return joined()

@@ -79,7 +79,8 @@ class TrainerLosses:
     def _uncounted(self) -> Iterator[None]:
         """Context in which TRL's trainers do not count the statistics that they collect in each forward.
 
-        It copies all statistics, which grow between two logs: use it in the first step only."""
+        It copies all statistics, which grow between two logs: use it in the first step only.
+        """
         own = vars(self._trainer)
         kept = {name: copy.deepcopy(own[name]) for name in (_TOKENS, _METRICS) if name in own}
         try:

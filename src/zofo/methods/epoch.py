@@ -24,7 +24,8 @@ class Epoch:
     def steps(self, epochs: float) -> int:
         """The number of steps that draw `epochs` times as many rows as there are, rounded up.
 
-        `epochs` counts as the decimal number that was written."""
+        `epochs` counts as the decimal number that was written.
+        """
         return math.ceil(Fraction(str(epochs)) * self.rows / (self.batch_size * self.batches))
 
     def unseen(self, steps: int) -> float:

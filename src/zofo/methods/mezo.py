@@ -169,7 +169,8 @@ class ForwardOnly(Method):
     def save(self, folder: Path) -> None:
         """Save the adapter as a peft folder `adapter`, or the tensors that moved in half precision.
 
-        Nothing in float32, where the trajectory determines the model."""
+        Nothing in float32, where the trajectory determines the model.
+        """
         if self._adapters is None:
             self._zo.save(folder)
         elif not self.backbone.is_corrupt:  # after an interrupt inside a sweep the tensors are invalid

@@ -154,7 +154,8 @@ class Prompts:
 def _first_loss(model: nn.Module, batch: Any) -> torch.Tensor:
     """A value per row that depends on every weight.
 
-    -log p of the most likely token after the prompt, or minus the best score of a candidate."""
+    -log p of the most likely token after the prompt, or minus the best score of a candidate.
+    """
     if not isinstance(batch, Prompts):
         return -scores(model, batch, "mean").amax(dim=1)
     device = next(model.parameters()).device

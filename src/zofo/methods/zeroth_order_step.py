@@ -226,7 +226,8 @@ class ZerothOrder:
     def replay_header(self, header: Mapping[str, Any]) -> dict[str, Any]:
         """The header of a trajectory, with the names of the tensors that move, which a replay cannot find out itself.
 
-        Also `flush_every`, if the evaluator uses another than the configured one."""
+        Also `flush_every`, if the evaluator uses another than the configured one.
+        """
         together, said = self.theta.flush_every, header["evaluator"].get("flush_every", 1)
         trainable = list(self.backbone.parameters) if self.evaluator.left_out else self._trainable
         return {**header, "trainable": trainable, **({} if together == said else {"flush_every": together})}
@@ -302,7 +303,8 @@ class ZerothOrder:
     def sgd_rate(self, lr_factor: float) -> float | None:
         """The learning rate, if a step moves theta by -rate times an unbiased estimate; otherwise None.
 
-        None, for example, if a mask keeps only a part of the directions."""
+        None, for example, if a mask keeps only a part of the directions.
+        """
         unbiased = self.estimator.linear and not self._normalize_by_std and not self._masked
         plain = unbiased and self.rule.plain and not self.rule.displacement_decay
         return float(self._lr) * lr_factor if plain and self._lr is not None else None

@@ -133,7 +133,8 @@ def check_packed(model: nn.Module, wanted: Quantization | None, name: str) -> No
 def let_go_of_file(model: nn.Module) -> None:
     """Copy what is not packed out of the checkpoint's memory-mapped file, so that the file leaves memory.
 
-    Also returns the memory that packing has used to the system."""
+    Also returns the memory that packing has used to the system.
+    """
     for parameter in model.parameters():
         if not is_packed(parameter):
             parameter.data = parameter.data.clone()
@@ -149,7 +150,8 @@ def release_memory() -> None:
 def trim_memory(model: nn.Module) -> None:
     """Return memory that the C library holds between live tensors after a forward of a large model.
 
-    Does not collect garbage. A small model has no such gaps, and is ignored."""
+    Does not collect garbage. A small model has no such gaps, and is ignored.
+    """
     if sum(parameter.numel() for parameter in model.parameters()) >= _HOLES:
         _trim()
 

@@ -143,7 +143,8 @@ def _decoded(
     """The tokens of each text, including the one that ended it.
 
     A decode ends when half of its rows have ended. The next one continues with the others, from the existing keys and
-    values."""
+    values.
+    """
     start, pad, device = max(map(len, prompts)), how.tokenizer.pad_token_id, next(model.parameters()).device
     ids, mask = (tensor.to(device) for tensor in padded(prompts, pad, "left"))
     keep = _KEEP.get()
@@ -184,7 +185,8 @@ def _decoded(
 def _lets_rows_leave(model: Any, keep: KeepRows | None) -> bool:
     """Whether rows can be removed from the keys and values of a generation.
 
-    Not for recurrent states, nor if an adapter puts its own keys and values first."""
+    Not for recurrent states, nor if an adapter puts its own keys and values first.
+    """
     whole = bare_model(model)
     if keep is None or not getattr(whole, "_supports_default_dynamic_cache", lambda: False)():
         return False

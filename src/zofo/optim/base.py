@@ -295,7 +295,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         """The state: the groups' rates, the number of steps, and the state of the rule. The model's weights are not
         included.
 
-        It is a few numbers; only dense rules keep tensors."""
+        It is a few numbers; only dense rules keep tensors.
+        """
         self.flush()
         state = self._state()
         own = {

@@ -77,7 +77,8 @@ class PairedRuns:
     def is_clear(self) -> bool:
         """Whether the score differs by more than noise, according to the interval.
 
-        For accuracy the exact test must agree, which is valid for few examples, too."""
+        For accuracy the exact test must agree, which is valid for few examples, too.
+        """
         return self.score.is_clear and (self.metric != "accuracy" or self.mcnemar is None or self.mcnemar < 0.05)
 
     @property

@@ -43,7 +43,8 @@ def verdict_on(
 ) -> str:
     """Which of two is better, in words.
 
-    From the difference, both ends of its 95 % interval, and the smallest difference that the sample would show."""
+    From the difference, both ends of its 95 % interval, and the smallest difference that the sample would show.
+    """
     middle, low, high, least = ((1 if compared.metric == "loss" else 100) * number for number in numbers)
     if is_clear and middle < 0:  # said of the better one, so that its sign is the sentence's
         low, high = -high, -low
@@ -61,7 +62,8 @@ def verdict_on(
 def groups_of(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
     """The groups with finished runs of two or more seeds, in the order of the runs.
 
-    A group is named as in a study, by the common part of its runs' names, by their method, or by its first run."""
+    A group is named as in a study, by the common part of its runs' names, by their method, or by its first run.
+    """
     found: dict[str, list[ReportedRun]] = {}
     for run in runs:
         if run.summary:

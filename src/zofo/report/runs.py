@@ -93,7 +93,8 @@ class ReportedRun:
     def scores(self, split: str) -> dict[str, float]:
         """Scores, loss and majority of the main model on a split; empty if it was not scored.
 
-        For a run without an outcome, those of its last evaluation."""
+        For a run without an outcome, those of its last evaluation.
+        """
         variants = self.summary.get("test", {}) if split == "test" else self.summary.get("variants", {})
         found = variants.get(self.variant)
         if found or split == "test" or self.summary:
@@ -178,7 +179,8 @@ Settings = list[tuple[str, list[Any]]]
 def differing_settings(runs: Sequence[ReportedRun]) -> tuple[Settings, Settings]:
     """Every key whose value differs between runs, except those that follow from others.
 
-    First for parts that all runs have, with the names of the parts that only some have; then the options of these."""
+    First for parts that all runs have, with the names of the parts that only some have; then the options of these.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     rows = {key: [run.settings.get(key) for run in runs] for key in keys}
     differing = [key for key, values in rows.items() if any(value != values[0] for value in values)]
@@ -192,7 +194,8 @@ def differing_settings(runs: Sequence[ReportedRun]) -> tuple[Settings, Settings]
 def _following(runs: Sequence[ReportedRun], keys: Sequence[str]) -> set[str]:
     """Keys that each run has by default, given its other keys, such as the learning rate for an adapter.
 
-    Without all of them, its configuration would be the same."""
+    Without all of them, its configuration would be the same.
+    """
     own = [run.folder.config.model_dump(mode="json") for run in runs]
     kept, found = own, set[str]()
     for key in keys:

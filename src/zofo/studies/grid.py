@@ -84,7 +84,8 @@ class Grid:
     def trial_budget(self, name: str) -> Budget:
         """Length of a method's trials: that of the search, or the method's own budget if that is shorter.
 
-        With `same_share` it has the same ratio to the method's own budget as the search's to the study's."""
+        With `same_share` it has the same ratio to the method's own budget as the search's to the study's.
+        """
         search, own, whole = self.config.search, self.config.methods[name].budget, self.config.budget
         assert search is not None
         unit = "queries" if whole.queries is not None else "steps"

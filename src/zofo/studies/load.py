@@ -234,7 +234,8 @@ def _with_data(study: Study, data: Path | None, skip_missing: bool) -> Study:
 def _in_folder(base: Tree, tree: Tree, name: str, data: Path | None) -> Tree:
     """A task's configuration with its folder in the data folder, unless it has its own data.
 
-    Several tasks without a name get the data folder itself."""
+    Several tasks without a name get the data folder itself.
+    """
     whole = merge_trees(base, tree)
     if data is None or get_by_path(whole, "task.data_dir") is not None or get_by_path(whole, "task.data") is not None:
         return tree

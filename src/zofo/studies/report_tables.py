@@ -145,7 +145,8 @@ class Scores:
     def endpoints(self, cells: Sequence[Cell], reference: str) -> list[str]:
         """The endpoints of differences from a method: the score, and the loss if that is another number.
 
-        The loss must be the same quantity as for another method."""
+        The loss must be the same quantity as for another method.
+        """
         others = [method for method in self.methods if method != reference]
         alike = any(self.same_loss(method, reference, cell) for method in others for cell in cells)
         shares = any(is_share(self.metric(cell)[0]) for cell in cells)
@@ -227,7 +228,8 @@ def _took(scores: Scores, method: str, cells: Sequence[Cell]) -> list[str]:
 def treatment_table(scores: Scores, cells: Sequence[Cell]) -> str:
     """The strength of the treatment of theta, by method and task, if it was measured.
 
-    Means over the runs that measured it and, where known, of their standard errors."""
+    Means over the runs that measured it and, where known, of their standard errors.
+    """
     rows = []
     for method in scores.methods:
         for cell in cells:

@@ -130,7 +130,8 @@ def final_runs(grid: Grid, choices: Choices) -> list[StudyRun]:
 def edges_of(tried: Sequence[Tree], chosen: int) -> list[str]:
     """The keys whose chosen value is the smallest or largest of those tried.
 
-    A better value may lie beyond."""
+    A better value may lie beyond.
+    """
     values: dict[str, set[float]] = {}
     for tree in tried:
         for key, value in flatten(tree):

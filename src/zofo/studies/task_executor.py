@@ -153,7 +153,8 @@ def _fault(key: str, check: Callable[[], object]) -> Iterator[ConfigFault]:
 def _faults_of_task(task: TaskConfig) -> Iterator[ConfigFault]:
     """Faults of the folder, and those that the task's file and registries show.
 
-    A user's own rows are checked when they are read."""
+    A user's own rows are checked when they are read.
+    """
     if task.data_dir is not None and not task.data_dir.is_dir():
         lacks = DataError(f"there is no folder {str(task.data_dir)!r}", "say where it is with --data or --set")
         yield ConfigFault("task.data_dir", lacks)

@@ -80,7 +80,8 @@ class StudyRun:
     def was_made_with(self, tree: Tree) -> bool:
         """Whether a complete configuration, possibly of an older version, is that of this run.
 
-        Options that it lacks must have their default here."""
+        Options that it lacks must have their default here.
+        """
         return _same(tree, self.tree, self._chosen)
 
     @property

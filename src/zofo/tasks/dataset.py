@@ -152,7 +152,8 @@ def _rendered(
 ) -> list[Example]:
     """Rows as examples; with `with_earlier`, including the earlier answers of chats to train on.
 
-    The error for a bad row shows a good one."""
+    The error for a bad row shows a good one.
+    """
     examples: list[Example] = []
     for row in rows:
         try:

@@ -101,7 +101,8 @@ def _filled_with_common(
 ) -> dict[Split, Sequence[Row]]:
     """As `_filled`, if only train may have the units in `common`.
 
-    Train is then filled last, and gets as many of them as fit."""
+    Train is then filled last, and gets as many of them as fit.
+    """
     scored_first = sorted(sizes, key=lambda split: split == "train")
     scored = [split for split in sizes if split != "train"]
     divided = _filled(units, {split: sizes[split] for split in scored_first}, scored)

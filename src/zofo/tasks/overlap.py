@@ -82,7 +82,8 @@ def trained_on_notes(
 ) -> list[str]:
     """Notes about validation and test rows whose questions the start run was trained on.
 
-    Such as when another `split_seed` draws the splits. Also if the start run's rows can no longer be read."""
+    Such as when another `split_seed` draws the splits. Also if the start run's rows can no longer be read.
+    """
     try:
         known = trained_questions(trained, head)
     except ZofoError as error:

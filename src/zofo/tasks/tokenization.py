@@ -56,7 +56,8 @@ class TokenizedChoices:
     def logits_to_keep(self) -> int:
         """Number of positions whose logits are needed: from the first one that predicts a scored token.
 
-        A batch uses the maximum over its examples."""
+        A batch uses the maximum over its examples.
+        """
         earlier = [len(self.rows[0]) - start for start, _ in self.earlier_spans[:1]]
         return max([*earlier, *self.scored])
 

@@ -160,7 +160,8 @@ def _unscored(
 ) -> tuple[Sequence[Example], str | None]:
     """The rows of a split that a run does not score, and a note about why they cannot be scored.
 
-    With `refuse`, rows that cannot be read or rendered raise DataError."""
+    With `refuse`, rows that cannot be read or rendered raise DataError.
+    """
     try:
         return load_examples(task, config.task, [split], head)[split], None
     except DataError as error:  # such as labels that are not there; they may be predicted nevertheless

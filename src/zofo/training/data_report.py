@@ -38,7 +38,8 @@ from zofo.training.evaluation import majority_of
 class SplitReport:
     """The rows of a split: their number, and how often each label or choice is right.
 
-    Also the score of always giving the most frequent answer."""
+    Also the score of always giving the most frequent answer.
+    """
 
     rows: int
     right: dict[str, int]
@@ -140,7 +141,8 @@ class PreviewedExample:
     whether it is right.
 
     For a chat also the text and tokens of each earlier answer that is trained. If candidates have their own prompts,
-    these are part of their text."""
+    these are part of their text.
+    """
 
     where: str
     prompt: str

@@ -221,7 +221,8 @@ def _content_free(example: Example) -> Example:
 def majority_of(task: Task, examples: Sequence[Example]) -> dict[str, float]:
     """Every score of a task for the better of two constant answers: the most frequent one, and the label of F1.
 
-    Raises DataError if a score cannot be computed."""
+    Raises DataError if a score cannot be computed.
+    """
     always: set[Answer] = {most_frequent(examples, task)}
     if task.score_of:
         always.add([str(label) for label in task.label_names].index(task.score_of))

@@ -119,7 +119,8 @@ def _about(config: BaseModel, path: Sequence[str]) -> str:
 def about_option(part: type[Any], name: str) -> str:
     """The description of a constructor's option in the docstring of a part, or of a base class.
 
-    `name` itself is described by the part."""
+    `name` itself is described by the part.
+    """
     return next((said for kind in inspect.getmro(part) if (said := _argument(kind, name))), "")
 
 

@@ -80,7 +80,8 @@ class Identity:
         """Parse the parts of an identity from JSON, which may have others; those that an older version did not record
         are None.
 
-        Raises RunError for a part that is neither a hash nor a group of keys."""
+        Raises RunError for a part that is neither a hash nor a group of keys.
+        """
         kinds: dict[str, type] = dict.fromkeys((field.name for field in fields(cls)), str)
         kinds |= {**dict.fromkeys((*_KEYED, "rows", "tokens"), dict), "stream": int}
         found = {name: content[name] for name in kinds if content.get(name) is not None}
@@ -93,7 +94,8 @@ class Identity:
     def load(cls, file: Path) -> Identity:
         """Read the identity from a run's environment.json.
 
-        Raises RunError if it is damaged or lacks the hash of the weights, which every version has recorded."""
+        Raises RunError if it is damaged or lacks the hash of the weights, which every version has recorded.
+        """
         content = read_json_object(file)
         with error_context(repr(str(file)), RunError):
             found = cls.read(content)
@@ -142,7 +144,8 @@ def title_of(part: str) -> str:
 def model_hash(loaded: LoadedModel) -> str:
     """SHA-256 of all weights of a freshly loaded model.
 
-    For a quantised one also of the constants that unpack its weights, wherever they are stored."""
+    For a quantised one also of the constants that unpack its weights, wherever they are stored.
+    """
     named = selected(loaded.model)
     if quantized_as(loaded.model) is None:
         return Backbone(loaded.model, Gaussian(), list(named)).fingerprint()

@@ -162,7 +162,8 @@ class _Work:
     def checked_examples(self, data: Path, typed: Mapping[str, str]) -> list[Example]:
         """The rows of a file as examples.
 
-        Refuses a row that cannot be asked or written, and a `typed` column that does not exist."""
+        Refuses a row that cannot be asked or written, and a `typed` column that does not exist.
+        """
         self.added.check_free(data, self.rows)
         self._bytes([row.fields for row in self.rows])
         needed = {name: own for name, own in self.names.items() if name in self.predictor.columns}

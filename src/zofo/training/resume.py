@@ -70,7 +70,8 @@ def create_run_folder(config: RunConfig) -> RunFolder:
 def find_resumable_run(config: RunConfig) -> RunFolder | None:
     """The unfinished run of this configuration; None if its folder does not exist.
 
-    Raises RunError if the folder has something else: a run that has ended, or with another configuration."""
+    Raises RunError if the folder has something else: a run that has ended, or with another configuration.
+    """
     path = config.output_dir
     if path is None or not path.exists():
         return None
@@ -185,7 +186,8 @@ def begun_header(run: RunFolder | None) -> Mapping[str, Any] | None:
 def begun_selection(header: Mapping[str, Any] | None, model: Any) -> dict[str, Any]:
     """The options of a method that select the tensors that its run began with, according to its trajectory.
 
-    Another version of zofo may judge differently which tensors are used."""
+    Another version of zofo may judge differently which tensors are used.
+    """
     if header is None or "trainable" not in header:
         return {}
     try:

@@ -107,7 +107,8 @@ class RunFolder(RunRecord):
         """As `restore`, for a run of a method that starts from this one.
 
         An adapter that is a part of theta is merged; one that the method continues with is left to it, see
-        `adapter_for`."""
+        `adapter_for`.
+        """
         if self.is_vote:
             raise RunError(
                 f"{str(self.path)!r} is a vote of several models, which is no beginning of one",
@@ -184,7 +185,8 @@ class RunFolder(RunRecord):
         """Raise ConfigError if this run, or one that it started from, was trained on a task to be tested, as one of
         several.
 
-        `scored`: several tasks are only scored, and not trained on again."""
+        `scored`: several tasks are only scored, and not trained on again.
+        """
         for run in reversed(self.chain()):
             check_not_trained_on(run.config.task, asked, str(run.path), scored)
 
@@ -229,7 +231,8 @@ class RunFolder(RunRecord):
 def opened_start(config: RunConfig) -> RunFolder | None:
     """The run that a run starts from, if any.
 
-    It is looked for at its recorded path, or beside the run if both were moved; otherwise raises RunError."""
+    It is looked for at its recorded path, or beside the run if both were moved; otherwise raises RunError.
+    """
     start = config.init_from
     if start is None:
         return None

@@ -71,7 +71,8 @@ class RunRecord:
     def ended(self) -> bool:
         """Whether the run has made all of its steps.
 
-        An unreadable summary raises RunError, since the run would otherwise start again."""
+        An unreadable summary raises RunError, since the run would otherwise start again.
+        """
         return (self.path / SUMMARY).exists() and self.summary.get("stopped", "") is None
 
     def clear_leftovers(self) -> None:
@@ -107,7 +108,8 @@ class RunRecord:
     def config(self) -> RunConfig:
         """The recorded configuration.
 
-        Raises RunError if config.yaml has been changed since; the message names the first key."""
+        Raises RunError if config.yaml has been changed since; the message names the first key.
+        """
         file, began = self.path / CONFIG, self.identity.configuration
         content = read_yaml(file)
         if not content:
@@ -129,7 +131,8 @@ class RunRecord:
     def as_begun(self, config: RunConfig) -> RunConfig:
         """A configuration to resume this run with, including settings from before there was a key for them.
 
-        Then only the last answer of a conversation was trained."""
+        Then only the last answer of a conversation was trained.
+        """
         begun = self.config.task.trained_turns  # which finds a damaged record
         if config.task.trained_turns != "auto" or "trained_turns" in (read_yaml(self.path / CONFIG).get("task") or {}):
             return config
@@ -248,7 +251,8 @@ class RunRecord:
     def adapter_of(self, variant: str | None = None, best: bool = False) -> Path | None:
         """The folder of a variant's adapter; None for a variant without one.
 
-        Raises RunError for a variant with one adapter per task."""
+        Raises RunError for a variant with one adapter per task.
+        """
         variant, (folder, _) = self._known_variant(variant), self.artifact_folder(best)
         if not (folder / variant).is_dir():
             return None

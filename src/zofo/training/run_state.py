@@ -31,7 +31,8 @@ def should_checkpoint_weights(method: Method, wanted: bool | None) -> bool:
     """Whether a checkpoint contains theta itself, in addition to the trajectory.
 
     As configured; by default if a replay is expensive: in place, for rules whose updates are not displacements, and
-    with a displacement decay."""
+    with a displacement decay.
+    """
     if method.evaluator is None or wanted is not None:
         return bool(wanted)
     rule = method.rule
@@ -117,7 +118,8 @@ class RunState:
     ) -> None:
         """Write the state to the folder of a checkpoint, with length and SHA-256 of the metrics.
 
-        Of the trajectory only the length is written, since its records have checksums."""
+        Of the trajectory only the length is written, since its records have checksums.
+        """
         state = self._method.state_dict(self._weights)
         content: dict[str, Any] = {
             "steps": steps,
@@ -192,7 +194,8 @@ class RunState:
     def _replay(self, path: Path, size: int, header: Mapping[str, Any] | None) -> None:
         """Restore theta from the trajectory, unless the checkpoint contains it.
 
-        Raises RunError for a trajectory that is damaged, or whose further records would have another meaning."""
+        Raises RunError for a trajectory that is damaged, or whose further records would have another meaning.
+        """
         recorded, method = Trajectory.read(path, size), self._method
         stored, now = recorded.header, _as_read(header or recorded.header)
         key = next((key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)), None)

@@ -54,7 +54,8 @@ def check_shareable(config: RunConfig, processes: Processes) -> None:
 def check_reward(context: TrainingContext) -> None:
     """Raise ConfigError if a row has another reward alone than among others, unless rewards vary anyway.
 
-    Not in half precision, where the answer itself can depend on the other rows."""
+    Not in half precision, where the answer itself can depend on the other rows.
+    """
     half = {torch.bfloat16, torch.float16}
     if context.processes.alone or any(parameter.dtype in half for parameter in context.model.parameters()):
         return
@@ -118,7 +119,8 @@ def resumed(
 ) -> ResumePoint:
     """Restore the newest checkpoint of the run, or its beginning, in every process.
 
-    Deletes the outcome of an earlier stop."""
+    Deletes the outcome of an earlier stop.
+    """
     processes, saved = trained.context.processes, dict[int, Checkpoint]()
 
     def latest_step() -> int | None:

@@ -362,7 +362,8 @@ def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> in
     """The number of steps: as configured, or for so many epochs over the `rows` of each task, or within the budget of
     queries.
 
-    Raises ConfigError for none or too many."""
+    Raises ConfigError for none or too many.
+    """
     training: TrainingConfig = config.training
     if method.fixed_steps is not None:
         return method.fixed_steps

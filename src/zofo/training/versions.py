@@ -55,7 +55,8 @@ def device_fingerprint(device: torch.device) -> dict[str, str]:
 def names(kind: str | None = None, more: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Mapping[str, str]]:
     """Everything a configuration can name, by kind, or for one kind, with one line about each.
 
-    `more` are kinds that are not defined here."""
+    `more` are kinds that are not defined here.
+    """
     found: dict[str, Callable[[], Mapping[str, str]]] = {
         "models": lambda: dict.fromkeys(EMBEDDED_MODELS, "embedded; fetched once with pip"),
         "tasks": lambda: {name: _about_task(name) for name in task_names()},

@@ -180,7 +180,8 @@ class Trajectory:
     def cheap(self) -> bool:
         """Whether an exact replay costs little.
 
-        That is, probes wrote nothing (`in-forward`), and no displacement decay draws all directions again and again."""
+        That is, probes wrote nothing (`in-forward`), and no displacement decay draws all directions again and again.
+        """
         terms = again = 0
         for record in self.records:
             if isinstance(record, Update):

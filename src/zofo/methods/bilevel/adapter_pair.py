@@ -84,7 +84,8 @@ class AdapterPair:
     def asks(self, b_f: Any, b_p: Any, upper: Objective | None = None) -> list[LossRequest]:
         """The asks of an evaluator for F(theta, p; b_f), F(theta, p; b_p) and F(theta, s; b_p).
 
-        The first one uses the objective `upper`, if it is given."""
+        The first one uses the objective `upper`, if it is given.
+        """
         p, s = (self.objective(name) for name in VARIANTS)
         return [(self.objective(VARIANTS[0], upper), b_f), (p, b_p), (s, b_p)]
 

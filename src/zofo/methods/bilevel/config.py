@@ -87,7 +87,8 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     def passes(self, rows: int) -> Sequence[Pass]:
         """Inner steps, the two losses that the step on p follows, and three losses at each point for the step on theta.
 
-        A control variate takes one more."""
+        A control variate takes one more.
+        """
         first = self.backward(self.batch_size, self.inner_steps + 2 + (self.control_variate is not None))
         still = self.backbone_update != "zeroth-order"  # a control without forwards
         return [first] if still else [first, self.forwards(self.batch_size, 3)]

@@ -252,7 +252,8 @@ class MetaBilevel(Method):
         """Save p and s of each task that has been in a step, as the peft folders `adapter/TASK` and
         `lower_adapter/TASK`.
 
-        Also `backbone`, if a control variate has made an adapter a part of theta."""
+        Also `backbone`, if a control variate has made an adapter a part of theta.
+        """
         self._theta.save(folder)
         if self._theta.control is not None:
             self._pair.load_state_dict(self._fresh)

@@ -228,7 +228,8 @@ def _broken_column(text: str, delimiter: str) -> int | None:
 def _quotes_are_characters(path: Path, lines: Sequence[str]) -> bool:
     """Whether the quotes of a TSV file are ordinary characters, as in GLUE, because every line is a row by itself.
 
-    Raises DataError if they may also enclose values that would then differ."""
+    Raises DataError if they may also enclose values that would then differ.
+    """
     plain = _plain_records(lines, "\t")
     count = len(plain[0].values) if plain else 0
     if count < 2 or any(len(record.values) != count for record in plain):
@@ -265,7 +266,8 @@ def _quotes_are_characters(path: Path, lines: Sequence[str]) -> bool:
 def _check_one_reading(path: Path, lines: Sequence[str], delimiter: str) -> None:
     """Raise DataError for quotes that may be ordinary characters.
 
-    In a text over several lines each of which could be a row, after a space, or after a backslash."""
+    In a text over several lines each of which could be a row, after a space, or after a backslash.
+    """
     records = list(_quoted_records(path, lines, delimiter))[1:]
     known = _repeated(records)
     for record in records:
