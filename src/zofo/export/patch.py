@@ -74,8 +74,7 @@ class Base(Config):
         return Identity.read({**self.identity, "model_hash": self.sha256}).of_model
 
     def config(self, name: str, revision: str | None = None) -> ModelConfig:
-        """The configuration that loads the model from its present location; a patch's revision is of its own name
-        only."""
+        """The configuration that loads the model from `name`; the recorded revision is that of its own name."""
         if revision is None and name == self.name:
             revision = self.revision
         given = {"name": name, "revision": revision, "dtype": self.dtype, "head": self.head}
@@ -361,8 +360,7 @@ def _unpacked(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _unpacked_old(data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Read versions 1 and 2: magic, version, length and SHA-256 of the header, header with name, length and SHA-256 of
-    each part, and the parts.
+    """Read versions 1 and 2: magic, version, header with its length and SHA-256, then the parts it lists.
 
     They have the magic, the version, length and SHA-256 of the header, the header, which lists name, length and SHA-256
     of each part, and the parts.
