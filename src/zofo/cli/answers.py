@@ -1,4 +1,4 @@
-"""Verbs that ask a trained run: for rows, and in a chat."""
+"""Commands that use a trained run: for rows, and in a chat."""
 
 from __future__ import annotations
 
@@ -32,32 +32,34 @@ def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(help="Texts; or rows as JSON objects, for tasks with several columns.", show_default=False),
+        typer.Argument(help="Texts; for tasks with several columns, rows as JSON objects.", show_default=False),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Rows in place of texts: a JSONL, CSV, TSV or parquet file.", show_default=False),
+        typer.Option(help="Rows instead of texts: a JSONL, CSV, TSV or parquet file.", show_default=False),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--out", help="The new file, of rows and answers: .jsonl, .csv, .tsv or .parquet."),
+        typer.Option("--out", help="New file for rows and answers: .jsonl, .csv, .tsv or .parquet."),
     ] = None,
     text: Text = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option("--column", metavar="NAME=COLUMN", help="What a column of the task is called in the rows."),
+        typer.Option("--column", metavar="NAME=COLUMN", help="Name of a task's column in the rows."),
     ] = None,
-    prefix: Annotated[str, typer.Option(help="Stands before the names of new columns.", show_default=False)] = "",
+    prefix: Annotated[str, typer.Option(help="Prefix of the names of new columns.", show_default=False)] = "",
     batch_size: Annotated[
-        int | None, typer.Option(help="Rows a batch; by default training.eval_batch_size.", min=1, show_default=False)
+        int | None, typer.Option(help="Rows per batch; by default training.eval_batch_size.", min=1, show_default=False)
     ] = None,
     force: Force = False,
     chosen: ModelOptions = MODEL_AS_IT_IS,
     as_json: AsJson = False,
 ) -> None:
-    """Answer rows with a trained run: zofo predict RUN 'A joy from start to finish.'.
+    """Answer texts or a file of rows with a trained run.
 
-    Of a file: zofo predict RUN --data FILE --out FILE; stopped, the same command goes on.
+    Texts: zofo predict RUN 'A joy from start to finish.'
+
+    A file: zofo predict RUN --data FILE --out FILE. If it was stopped, the same command resumes.
     """
     options = chosen._asdict()
     check_rows_given(texts, data, file)
@@ -73,17 +75,20 @@ def predict(
 def chat(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     system: Annotated[
-        str | None, typer.Option(help="The first turn, in place of the run's own.", show_default=False)
+        str | None, typer.Option(help="System message instead of the run's own.", show_default=False)
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="The most tokens of an answer.", min=1, show_default=False)
+        int | None, typer.Option(help="Maximum number of tokens of an answer.", min=1, show_default=False)
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Above 0, answers are drawn.", min=0, show_default=False)
+        float | None, typer.Option(help="Sampling temperature; 0 is greedy.", min=0, show_default=False)
     ] = None,
     chosen: ModelOptions = MODEL_AS_IT_IS,
 ) -> None:
-    """Talk to a trained run: zofo chat RUN. Of a pipe, each line is a turn, and answers go to standard output."""
+    """Chat with a trained run.
+
+    Example: zofo chat RUN. From a pipe, each line is a turn, and answers go to standard output.
+    """
     from zofo.training import Conversation, Predictor, RunFolder
 
     note_of(run)
@@ -101,7 +106,7 @@ def chat(
 
 
 def _talk(conversation: Any, talking: bool) -> None:
-    """Answer turn by turn until there is none, or the person leaves."""
+    """Answer turn by turn until there is no more input, or the user leaves."""
     while (text := next_text(talking)) not in ("", "/exit"):
         if text == "/new":
             conversation.restart()
@@ -110,7 +115,7 @@ def _talk(conversation: Any, talking: bool) -> None:
 
 
 def next_text(talking: bool) -> str:
-    """The next line that holds something, "" after the last one."""
+    """The next non-empty line, "" after the last one."""
     while True:
         if talking:
             err.print("> ", end="")
@@ -120,7 +125,7 @@ def next_text(talking: bool) -> str:
 
 
 def answer_turn(conversation: Any, text: str, talking: bool) -> None:
-    """Show the answer to a text; where a person talks, a text that cannot be asked does not end the conversation."""
+    """Print the answer to a text; for a person, a text that cannot be asked does not end the conversation."""
     from zofo.errors import ZofoError
 
     try:
@@ -136,7 +141,7 @@ def answer_turn(conversation: Any, text: str, talking: bool) -> None:
 
 
 def warn_once() -> Callable[[str], None]:
-    """Shows each warning the first time that it comes."""
+    """Prints each warning only once."""
     said: set[str] = set()
 
     def warn(text: str) -> None:
@@ -148,7 +153,7 @@ def warn_once() -> Callable[[str], None]:
 
 
 def answer_file(run: Path, data: Path, file: Path, **options: Any) -> None:
-    """Answer the rows of a file, and say what was written."""
+    """Answer the rows of a file, and print what was written."""
     from zofo.training import predict_file
 
     with leaving_when_stopped():
@@ -157,7 +162,7 @@ def answer_file(run: Path, data: Path, file: Path, **options: Any) -> None:
 
 
 def answer_texts(run: Path, texts: Sequence[str], as_json: bool, **options: Any) -> None:
-    """Answer texts on the terminal, a line each."""
+    """Answer texts on the terminal, one per line."""
     from zofo.training import as_percent
     from zofo.training import predict as label_texts
 
@@ -174,7 +179,7 @@ def answer_texts(run: Path, texts: Sequence[str], as_json: bool, **options: Any)
 
 
 def check_rows_given(texts: Sequence[str] | None, data: Path | None, file: Path | None) -> None:
-    """Raises ConfigError unless there are either texts, or a file of rows and one to write."""
+    """Raise ConfigError unless there are either texts, or an input and an output file."""
     from zofo.errors import ConfigError
 
     rows = "zofo predict RUN --data rows.csv --out answers.csv"
@@ -191,7 +196,7 @@ def check_rows_given(texts: Sequence[str] | None, data: Path | None, file: Path 
 
 
 def as_columns(given: Sequence[str] | None, text: str | None) -> dict[str, str]:
-    """NAME=COLUMN as a mapping, with the column of `--text`."""
+    """NAME=COLUMN as a mapping, including the column of `--text`."""
     from zofo.errors import ConfigError
 
     found = {} if text is None else {"text": text}

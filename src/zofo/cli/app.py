@@ -1,4 +1,4 @@
-"""The verbs of the command line; each only reads its arguments, calls the library and shows what came back."""
+"""The commands of the command line; each only parses its arguments, calls the library and prints the result."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(help="Fine-tune language models by forward passes, by adapters, or by both.")
+@app.callback(help="Fine-tune language models with forward passes, adapters, or both.")
 def main(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and leave.")
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """What stands before every verb."""
+    """Options before any command."""
 
 
 command = typer.main.get_command(app)

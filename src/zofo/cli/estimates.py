@@ -1,4 +1,4 @@
-"""Verbs that tell what a run takes before it is made."""
+"""Commands that estimate the cost of a run before it is made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 commands = verbs()
 MaxMemory = Annotated[
-    str | None, typer.Option("--max-memory", metavar="SIZE", help="Such as 8GB or 900MiB.", show_default=False)
+    str | None,
+    typer.Option("--max-memory", metavar="SIZE", help="Memory limit, such as 8GB or 900MiB.", show_default=False),
 ]
 
 
@@ -38,16 +39,19 @@ def estimate(
     tokens: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of each row; by default those of the rows, or 256.", min=2, max=1 << 20, show_default=False
+            help="Tokens per row; by default those of the rows, or 256.", min=2, max=1 << 20, show_default=False
         ),
     ] = None,
-    answer: Annotated[int, typer.Option(help="With --tokens: how many of them are an answer to learn.", min=1)] = 1,
+    answer: Annotated[int, typer.Option(help="With --tokens: number of answer tokens.", min=1)] = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default=False)] = None,
     given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Peak memory and time of a step, with other methods beside it; no weights are read: zofo estimate RECIPE."""
+    """Estimate the memory and time of a step, next to other methods.
+
+    No weights are read. Example: zofo estimate RECIPE
+    """
     from zofo.estimate import RowSource, estimate_run, fitting, known_machine, parse_bytes
     from zofo.estimate.report import device_of
     from zofo.training import read_config
@@ -169,7 +173,7 @@ def _as_json(found: RunEstimate, fits: list[Fit]) -> dict[str, Any]:
 
 
 def say_dry_run(found: DryRun) -> None:
-    """Show what a step took beside what was estimated for it."""
+    """Print the cost of a step next to its estimate."""
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for heading in ("estimated", "measured", "estimated / measured"):
@@ -196,14 +200,20 @@ def recommend_config(
     ] = None,
     max_memory: MaxMemory = None,
     seconds: Annotated[
-        str | None, typer.Option("--time", metavar="TIME", help="Such as 90s, 20m or 2h.", show_default=False)
+        str | None,
+        typer.Option("--time", metavar="TIME", help="Time limit, such as 90s, 20m or 2h.", show_default=False),
     ] = None,
-    write: Annotated[Path | None, typer.Option(help="A new file that `zofo train` runs.", show_default=False)] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="New file for the configuration, for `zofo train`.", show_default=False)
+    ] = None,
     given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """One configuration for your rows and this machine, with its reasons: zofo recommend --data FILE."""
+    """Recommend a configuration for your rows and this machine.
+
+    Prints the reasons as comments. Example: zofo recommend --data FILE
+    """
     from zofo.errors import ConfigError
     from zofo.estimate import parse_bytes, recommend
     from zofo.estimate.fit import parse_seconds

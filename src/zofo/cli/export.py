@@ -1,4 +1,4 @@
-"""Verbs for what a run leaves: rebuilt, compared and shipped."""
+"""Commands for the results of a run: rebuild, compare and ship."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ def _show(found: Any, as_json: bool) -> None:
 @commands.command()
 def replay(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    step: Annotated[int | None, typer.Option(help="After how many steps; by default all.", show_default=False)] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Number of steps to replay; by default all.", show_default=False)
+    ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Write the backbone there, as a transformers folder.")
+        Path | None, typer.Option("--out", help="Write the backbone to this transformers folder.")
     ] = None,
     summed: Summed = False,
     force: Force = False,
@@ -40,7 +42,10 @@ def replay(
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Rebuild the weights of any step from the base model and the trajectory, and check them: zofo replay RUN."""
+    """Rebuild and check the weights of any step of a run.
+
+    From the base model and the trajectory. Example: zofo replay RUN
+    """
     from zofo.export import replay_run
 
     found = replay_run(run, step, folder, summed=summed, force=force, model=model, remote_code=trust_remote_code)
@@ -52,10 +57,13 @@ def replay(
 @commands.command()
 def diff(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run folder.")],
-    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another run folder.")],
     as_json: AsJson = False,
 ) -> None:
-    """Find the first step in which two runs differ, and what does; exit code 1 if anything differs: zofo diff A B."""
+    """Find the first step in which two runs differ, and how.
+
+    The exit code is 1 if anything differs. Example: zofo diff RUN_A RUN_B
+    """
     from zofo.export import compare_runs
 
     found = compare_runs(first, second)
@@ -68,26 +76,27 @@ def diff(
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     merged: Annotated[
-        Path | None, typer.Option(help="A new transformers folder: the whole model.", show_default=False)
+        Path | None, typer.Option(help="New transformers folder for the whole model.", show_default=False)
     ] = None,
-    adapter: Annotated[Path | None, typer.Option(help="A new peft folder: the adapter.", show_default=False)] = None,
+    adapter: Annotated[Path | None, typer.Option(help="New peft folder for the adapter.", show_default=False)] = None,
     patch: Annotated[
-        Path | None, typer.Option(help="A new file: what training added, for zofo apply.", show_default=False)
+        Path | None, typer.Option(help="New file with what training added, for zofo apply.", show_default=False)
     ] = None,
     chosen: ModelOptions = MODEL_AS_IT_IS,
     summed: Annotated[
         bool,
-        typer.Option(
-            "--summed", help="Of a patch: hold the sum of the updates, not record by record what was written."
-        ),
+        typer.Option("--summed", help="For a patch: contain the sum of the updates instead of each record."),
     ] = False,
     force: Force = False,
     repo: Annotated[
-        str | None, typer.Option("--push", help="Also upload it to this repository of the Hub.", show_default=False)
+        str | None, typer.Option("--push", help="Also upload it to this Hub repository.", show_default=False)
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Let a repository that --push makes be public.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a repository created by --push public.")] = False,
 ) -> None:
-    """Write a run's model as others load it: zofo export RUN --merged DIR | --adapter DIR | --patch FILE."""
+    """Write a run's model for other libraries.
+
+    Examples: zofo export RUN --merged DIR | --adapter DIR | --patch FILE
+    """
     from zofo.export import export_run, parse_export_target, push
 
     kind, place = parse_export_target(merged=merged, adapter=adapter, patch=patch)
@@ -100,7 +109,7 @@ def export(
 
 @commands.command()
 def apply(
-    file: Annotated[Path, typer.Argument(help="A patch, as zofo export RUN --patch FILE writes it.")],
+    file: Annotated[Path, typer.Argument(help="A patch, written by zofo export RUN --patch FILE.")],
     base: Annotated[str, typer.Option(help="The base model: an embedded name, a folder or a Hub id.")],
     folder: Annotated[Path, typer.Option("--out", help="The new transformers folder.")],
     revision: Annotated[
@@ -111,7 +120,10 @@ def apply(
     force: Force = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Make the trained model of its base model and a patch: zofo apply FILE --base MODEL --out DIR."""
+    """Make the trained model from a patch and its base model.
+
+    Example: zofo apply FILE --base MODEL --out DIR
+    """
     from zofo.export import apply_patch
 
     found = apply_patch(file, base, folder, force, summed, trust_remote_code, revision)

@@ -1,4 +1,4 @@
-"""Verbs that show what can be configured and what the model would see, before anything is trained."""
+"""Commands that show what can be configured and what the model would see, before training."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _SHOWN = 400  # characters of a prompt
 @commands.command()
 def preview(
     arguments: Overrides = None,
-    rows: Annotated[int, typer.Option(help="How many examples to show.", min=1)] = 3,
+    rows: Annotated[int, typer.Option(help="Number of examples to show.", min=1)] = 3,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Show what the model sees: prompts, candidates, what is scored, lengths."""
+    """Show what the model sees: prompts, candidates, lengths."""
     from zofo.training import preview as look
     from zofo.training import read_config
 
@@ -63,7 +63,10 @@ def validate(
     given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
 ) -> None:
-    """Check a task and all its rows, and with model=NAME their tokens: zofo validate task=my.yaml."""
+    """Check a task and all its rows.
+
+    With model=NAME also their tokens. Example: zofo validate task=my.yaml
+    """
     from zofo.errors import truncate
     from zofo.training import as_percent, read_config
     from zofo.training import validate as check
@@ -92,7 +95,10 @@ def copy(
     name: Annotated[str, typer.Argument(help="A task of `zofo list tasks`, or a recipe of `zofo list recipes`.")],
     file: Annotated[Path, typer.Argument(help="The new file, for example my.yaml.")],
 ) -> None:
-    """Copy a packaged task or recipe to a file of your own, to edit: zofo copy sst2 my.yaml."""
+    """Copy a packaged task or recipe to your own file.
+
+    Example: zofo copy sst2 my.yaml
+    """
     from zofo.training import copy_packaged
 
     use = f"zofo train {file}" if copy_packaged(name, file) else f"zofo validate task={file}"
@@ -105,7 +111,7 @@ def config(
     given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
 ) -> None:
-    """Show every key of a configuration: its value, where that comes from, and what it does."""
+    """Show every key of a configuration: value, origin, meaning."""
     from zofo.training import explain_config
 
     found = explain_config(*split_arguments(arguments, given.keys))
@@ -125,7 +131,7 @@ def list_names(
     kind: Annotated[str | None, typer.Argument(help="models, tasks, methods, recipes, noises ...")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Names that a configuration can use."""
+    """List the names that a configuration can use."""
     from zofo.studies import study_names
     from zofo.training import names
 
@@ -143,12 +149,15 @@ def list_names(
 @commands.command()
 def env(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="With --report: a run that it is about.", show_default=False)
+        Path | None, typer.Argument(metavar="[RUN]", help="With --report: the run concerned.", show_default=False)
     ] = None,
-    report: Annotated[bool, typer.Option("--report", help="All that an issue needs, without secrets.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Everything an issue needs, without secrets.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Versions, device and folders; and what to paste into an issue: zofo env --report [RUN]."""
+    """Show versions, device and folders.
+
+    For an issue: zofo env --report [RUN]
+    """
     from zofo.errors import ConfigError
     from zofo.training import describe_environment, issue_report
 

@@ -21,11 +21,11 @@ err = Terminal(stderr=True)
 
 Text = Annotated[
     str | None,
-    typer.Option("--text", metavar="COLUMN", help="What the text's column is called in your rows.", show_default=False),
+    typer.Option("--text", metavar="COLUMN", help="Name of the text column in your rows.", show_default=False),
 ]
-Best = Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")]
+Best = Annotated[bool, typer.Option("--best", help="Use the model of the best evaluation, not of the last step.")]
 Variant = Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")]
-BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it has moved.")]
+BaseModel = Annotated[str | None, typer.Option("--model", help="New location of the base model, if it has moved.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")]
 
 
@@ -42,18 +42,18 @@ class RowOptions(NamedTuple):
     """Options of a verb that say where rows of the user's own are, and what their columns are called."""
 
     data_dir: Annotated[
-        Path | None, typer.Option(help="A folder with the task's rows, a file for each split.", show_default=False)
+        Path | None, typer.Option(help="Folder with the task's rows, one file per split.", show_default=False)
     ] = None
     data: Annotated[
         str | None,
         typer.Option(
-            help="Rows of your own: a JSONL, CSV or parquet file, a folder of them, or a Hub id.", show_default=False
+            help="Your own rows: a JSONL, CSV or parquet file, a folder of them, or a Hub id.", show_default=False
         ),
     ] = None
     text: Text = None
     label: Annotated[
         str | None,
-        typer.Option("--label", metavar="COLUMN", help="What the label's column is called there.", show_default=False),
+        typer.Option("--label", metavar="COLUMN", help="Name of the label column in your rows.", show_default=False),
     ] = None
 
     @property
@@ -164,7 +164,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, for example training.steps=20", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 
 
 def note_of(run: Path) -> None:

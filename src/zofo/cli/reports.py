@@ -1,4 +1,4 @@
-"""Verbs that look at runs that are there."""
+"""Commands that look at existing runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zofo.report import RunComparison
 
 commands = verbs()
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or of studies.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs or studies.")]
 _REFRESH = 10  # seconds
 
 
@@ -24,11 +24,14 @@ _REFRESH = 10  # seconds
 def compare(
     runs: Runs,
     split: Annotated[
-        str | None, typer.Option(help="validation or test; by default test, where all have it.", show_default=False)
+        str | None, typer.Option(help="validation or test; by default test if all runs have it.", show_default=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Set runs side by side: scores, what differs, and whether that is more than noise: zofo compare RUN_A RUN_B."""
+    """Compare runs: scores, differences, and whether they are noise.
+
+    Example: zofo compare RUN_A RUN_B
+    """
     from zofo.report import compare_runs
 
     found = compare_runs(runs, split)
@@ -57,12 +60,15 @@ def compare(
 @commands.command()
 def report(
     runs: Runs,
-    file: Annotated[Path, typer.Option("-o", "--out", help="The page that is written.")] = Path("report.html"),
+    file: Annotated[Path, typer.Option("-o", "--out", help="The HTML file to write.")] = Path("report.html"),
     live: Annotated[
-        bool, typer.Option("--live", help="Write it again every ten seconds, until all runs have ended.")
+        bool, typer.Option("--live", help="Rewrite it every ten seconds until all runs have ended.")
     ] = False,
 ) -> None:
-    """Write one page about runs that needs no network: curves, scores, examples: zofo report RUN... -o report.html."""
+    """Write one HTML page about runs: curves, scores, examples.
+
+    It needs no network. Example: zofo report RUN... -o report.html
+    """
     from zofo.report import read_runs, write_report
 
     found = read_runs(runs)
@@ -81,8 +87,11 @@ def report(
 
 
 @commands.command()
-def watch(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
-    """Follow a run from another terminal; Ctrl-C ends the following, and not the run: zofo watch RUN."""
+def watch(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Follow a run from another terminal.
+
+    Ctrl-C ends watching, not the run. Example: zofo watch RUN
+    """
     from zofo.report import watch_run
 
     try:

@@ -1,4 +1,4 @@
-"""Verbs that measure and compare."""
+"""Commands that measure and compare."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ import typer
 from zofo.cli.options import AsJson, RemoteCode, err, leaving_when_stopped, out, verbs
 
 commands = verbs()
-bench = verbs("Measure what work costs on this machine.")
+bench = verbs("Measure time and memory on this machine.")
 
 
 @bench.command(name="step")
 def bench_step(
     model: Annotated[str, typer.Option(help="An embedded model, a folder or a Hub id.")] = "smollm2-135m",
-    rows: Annotated[int, typer.Option(help="Examples in the batch.")] = 16,
+    rows: Annotated[int, typer.Option(help="Batch size.")] = 16,
     tokens: Annotated[int, typer.Option(help="Tokens of each example's prompt.")] = 64,
     rank: Annotated[int, typer.Option(help="Rank of the low-rank noise.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Rounds in which every way is timed.")] = 5,
-    dtype: Annotated[str, typer.Option(help="Number type: float32, bfloat16 or float16.")] = "float32",
+    repeats: Annotated[int, typer.Option(help="Number of timing rounds.")] = 5,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     trainable: Annotated[
         list[str] | None,
         typer.Option(
-            help="Pattern of the tensors that steps in place and in the forward move; may be given several times.",
+            help="Pattern of the tensors that zofo's zeroth-order steps move; can be repeated.",
             show_default=False,
         ),
     ] = None,
-    file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.", show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results to this file.", show_default=False)
+    ] = None,
     memory: Annotated[
-        bool, typer.Option("--memory/--no-memory", help="Measure peaks, each in its own process.")
+        bool, typer.Option("--memory/--no-memory", help="Measure peak memory, each in its own process.")
     ] = True,
 ) -> None:
-    """Time and memory of one training step in every way, beside inference on the same batch."""
+    """Time and memory of one training step, relative to inference."""
     from zofo.bench import StepOptions
     from zofo.bench import bench_step as measure
 
@@ -47,17 +49,18 @@ def bench_memory(
     model: Annotated[
         str, typer.Option(help="An embedded model, a folder, a Hub id, or llama-300m or llama-1b of random weights.")
     ] = "smollm2-135m",
-    rows: Annotated[int, typer.Option(help="Examples in the batch.")] = 8,
+    rows: Annotated[int, typer.Option(help="Batch size.")] = 8,
     tokens: Annotated[int, typer.Option(help="Tokens of each example's prompt.")] = 256,
-    steps: Annotated[int, typer.Option(help="Steps that each way makes.")] = 3,
+    steps: Annotated[int, typer.Option(help="Number of steps for each way.")] = 3,
     ways: Annotated[
-        list[str] | None, typer.Option("--way", help="One way; may be given several times.", show_default=False)
+        list[str] | None, typer.Option("--way", help="Measure only this way; can be repeated.", show_default=False)
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--json", help="Add a row a way; those that it holds are kept.", show_default=False)
+        Path | None,
+        typer.Option("--json", help="File to add a row per way to; existing rows are reused.", show_default=False),
     ] = None,
 ) -> None:
-    """Peak memory of asking and training a model in every way, each in its own process, and the time of a step."""
+    """Peak memory and step time of each way to run or train a model."""
     from zofo.bench import MemoryOptions, frontier_table
     from zofo.bench import bench_memory as measure
 
@@ -68,7 +71,10 @@ def bench_memory(
 
 @bench.command(name="calibrate")
 def bench_calibrate(as_json: AsJson = False) -> None:
-    """Measure this machine's constants for `zofo estimate`; takes half a minute, and wants the machine for itself."""
+    """Measure this machine's constants for `zofo estimate`.
+
+    Takes half a minute, on an otherwise idle machine.
+    """
     from dataclasses import asdict
 
     from zofo.estimate import calibrate
@@ -92,28 +98,32 @@ def bench_calibrate(as_json: AsJson = False) -> None:
 def study(
     name: Annotated[str, typer.Argument(metavar="FILE", help="A YAML file, or a study of `zofo list studies`.")],
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Where the runs and report.md go; by default runs/NAME.")
+        Path | None, typer.Option("--out", help="Folder for runs and report.md; by default runs/NAME.")
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Show the runs and the time they would take, and stop.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the runs and their estimated time, and exit.")] = False,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Write the results of what is done, and stop.")
+        bool, typer.Option("--report-only", help="Write the results of finished runs, and exit.")
     ] = False,
-    jobs: Annotated[int, typer.Option(help="Runs at a time, each in a process of its own.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(help="Number of runs at a time, each in its own process.", min=1)] = 1,
     data: Annotated[
-        Path | None, typer.Option(help="A folder that holds a folder for each task.", show_default=False)
+        Path | None, typer.Option(help="Folder with a subfolder for each task.", show_default=False)
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value over a key of the file.", show_default=False)
+        list[str] | None,
+        typer.Option("--set", help="key=value to override a key of the file; can be repeated.", show_default=False),
     ] = None,
     skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave out tasks whose folder is not there.")
+        bool, typer.Option("--skip-missing", help="Skip tasks whose folder does not exist.")
     ] = False,
     size: Annotated[
-        str | None, typer.Option(help="One of the sizes that the file names, such as gpu.", show_default=False)
+        str | None, typer.Option(help="One of the sizes in the file, such as gpu.", show_default=False)
     ] = None,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Compare methods, as a file says; stopped at any time and typed again, it goes on: zofo study FILE."""
+    """Compare methods as a YAML file describes.
+
+    If it was stopped, the same command resumes. Example: zofo study FILE
+    """
     from zofo.errors import ConfigError
     from zofo.studies import plan_study, read_study, report_study, run_study
 
@@ -141,15 +151,15 @@ def study(
 
 @commands.command(saves=True)
 def demo(
-    folder: Annotated[Path, typer.Option("--out", help="Where runs, summary.json and report.html go.")] = Path(
+    folder: Annotated[Path, typer.Option("--out", help="Folder for runs, summary.json and report.html.")] = Path(
         "runs/demo"
     ),
     queries: Annotated[
         int | None,
-        typer.Option(min=96, help="The most that a run may spend, for a short look.", show_default=False),
+        typer.Option(min=96, help="Maximum queries per run, for a shorter demo.", show_default=False),
     ] = None,
 ) -> None:
-    """What zofo is for, in three scenes, each way beside what one would use otherwise."""
+    """Show what zofo is for, in three scenes."""
     from zofo.demo import run_demo
 
     with leaving_when_stopped():

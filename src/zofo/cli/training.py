@@ -1,4 +1,4 @@
-"""Verbs that train, and that score what was trained."""
+"""Commands that train, and that score the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from zofo.cli.options import (
 from zofo.trees import split_arguments
 
 commands = verbs()
-tune = verbs("Find a good value of an option by short trials.")
+tune = verbs("Search for a good value of an option.")
 
 
 @commands.command(no_args_is_help=True, several=True, saves=True)
@@ -35,8 +35,8 @@ def train(
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            help="FILE.py:NAME of a function that scores answers and is maximised, or one of `zofo list rewards`; "
-            "again for several, with *WEIGHT after the name (brevity*0.1, regex*0.2:PATTERN).",
+            help="FILE.py:NAME of a reward function to maximise, or one of `zofo list rewards`; can be repeated, "
+            "with *WEIGHT after the name (brevity*0.1, regex*0.2:PATTERN).",
             show_default=False,
         ),
     ] = None,
@@ -45,7 +45,10 @@ def train(
     ] = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Train: zofo train [CONFIG.yaml | RECIPE] [key=value ...]."""
+    """Train a model, or resume a stopped run.
+
+    Usage: zofo train [CONFIG.yaml | RECIPE] [key=value ...]
+    """
     from zofo.estimate import dry_run
     from zofo.objectives import load_reward
     from zofo.processes import joined
@@ -84,9 +87,11 @@ def evaluate(
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Score a run, or an untrained model: zofo eval RUN, or zofo eval model=... task=....
+    """Score a run, or an untrained model.
 
-    Of a file given with --data, every row is scored.
+    Examples: zofo eval RUN, or zofo eval model=... task=...
+
+    With --data FILE, every row of the file is scored.
     """
     from zofo.training import as_percent, evaluate_run, evaluate_zero_shot, read_config
 
@@ -107,12 +112,15 @@ def evaluate(
 @tune.command(name="lr", no_args_is_help=True)
 def tune_lr(
     arguments: Overrides = None,
-    steps: Annotated[int, typer.Option(help="Steps of each trial.", min=1)] = 12,
+    steps: Annotated[int, typer.Option(help="Steps per trial.", min=1)] = 12,
     given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """The largest stable learning rate of method=mezo: zofo tune lr [CONFIG.yaml] [key=value ...]."""
+    """Find the largest stable learning rate of method=mezo.
+
+    Usage: zofo tune lr [CONFIG.yaml] [key=value ...]
+    """
     from zofo.training import LrTrial, read_config
     from zofo.training import tune_lr as search
 
