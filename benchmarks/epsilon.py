@@ -1,4 +1,4 @@
-"""How far from theta should losses be asked for? The error of projected gradients, by epsilon and number type.
+"""How far from theta should losses be asked for? The error of projected gradients, by epsilon and dtype.
 
     python benchmarks/epsilon.py [--keys 12] [--dtypes float32 bfloat16] [--json FILE]
 
@@ -72,7 +72,7 @@ def main() -> None:
     keys = [Key(0, step) for step in range(options.keys)]
     exact = {name: derivatives(prepared.loaded, noise, batch, keys) for name, noise in NOISES.items()}
     report = []
-    print("| noise | number type | " + " | ".join(f"{epsilon:g}" for epsilon in EPSILONS) + " |")
+    print("| noise | dtype | " + " | ".join(f"{epsilon:g}" for epsilon in EPSILONS) + " |")
     print("|---|---|" + "---|" * len(EPSILONS))
     for dtype in options.dtypes:
         loaded = load_model(ModelConfig(dtype=dtype))

@@ -31,7 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m", help="an embedded model, a folder or a Hub id")
     parser.add_argument("--rank", type=int, default=1, help="of the low-rank noise")
     parser.add_argument("--repeats", type=int, default=5, help="rounds in which every way is timed")
-    parser.add_argument("--dtype", default="float32", help="number type of the weights")
+    parser.add_argument("--dtype", default="float32", help="dtype of the weights")
     parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--json", type=Path, help="write the figures there")
     return parser.parse_args()

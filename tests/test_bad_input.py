@@ -341,7 +341,10 @@ def test_bad_use_of_a_run(refused, run, tokenizer, tmp_path):
     assert refused("eval", run, "training.stpes=3")[1] == "did you mean 'steps'?"
     assert refused("predict", run, "")[0] == "text 1: column 'sentence' is empty"
     assert "text 2: the text has" in refused("predict", run, "a joy", "on and " * 60)[0]
-    assert "text 1: column 'sentence' holds half of a character" in refused("predict", run, "caf\udce9")[0]
+    assert (
+        "text 1: column 'sentence' holds a lone surrogate (half of a character)"
+        in refused("predict", run, "caf\udce9")[0]
+    )
     build_model("llama", len(tokenizer), seed=1).save_pretrained(tmp_path / "model")
     for verb in (["eval", run], ["predict", run, "a joy"]):
         assert "is not the one that" in refused(*verb)[0]

@@ -241,7 +241,7 @@ def test_a_step_in_the_forward_is_timed_in_the_middle_of_its_cycle(
         ("--rank", 0, "--rank is 0, but must be 1 or more"),
         ("--rank", 17, "--rank is 17, but 'model.embed_tokens.weight' is "),
         ("--repeats", -1, "--repeats is -1, but must be 1 or more"),
-        ("--dtype", "float23", "unknown number type 'float23'. Did you mean 'float32'?"),
+        ("--dtype", "float23", "unknown dtype 'float23'. Did you mean 'float32'?"),
         ("--model", "smollm3", "unknown model 'smollm3'. Did you mean 'smollm2-135m'?"),
         ("--json", "/nowhere/at/all.json", "cannot write '/nowhere/at/all.json': No such file or directory"),
     ],

@@ -267,7 +267,7 @@ def test_what_is_wrong_is_said_in_the_words_of_the_trainer(built, rows, tokenize
     with pytest.raises(ConfigError, match="^zo_epsilon: "):
         BilevelTrainingArguments("unused", use_cpu=True, zo_epsilon=0.0)
     carrying = peft.get_peft_model(build_model("llama", len(tokenizer), head=CLASSIFIER), peft.LoraConfig("SEQ_CLS"))
-    refused("carries adapters already", rows, model=carrying)
+    refused("already has adapters", rows, model=carrying)
 
 
 def test_the_program_of_the_page_runs_as_it_stands(rows, tokenizer, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Chats: what holds for every chat template, mended or refused by name; and what turns hold beside their content."""
+"""Chats: what holds for every chat template, fixed or refused by name; and what turns hold beside their content."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def later(*values, **options):
 
 @pytest.fixture(scope="module")
 def config(model_folder, tmp_path_factory):
-    """The file of a run that saves after each step, with adapters, optimisers, a best model and a trajectory."""
+    """The file of a run that saves after each step, with adapters, optimizers, a best model and a trajectory."""
     folder = tmp_path_factory.mktemp("saves")
     write_rows(folder / "data" / "train.jsonl", review_rows(40))
     write_rows(folder / "data" / "validation.jsonl", review_rows(8, 40))

@@ -419,11 +419,11 @@ def test_values_that_are_not_plain_yaml_are_refused(value):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("method.rule.lr=true", r"^method\.rule\.lr: .*truth value True"),
+        ("method.rule.lr=true", r"^method\.rule\.lr: .*boolean True"),
         ("method.rule.lr=1e-400", r"^method\.rule\.lr: .*read as 0"),
         ("method.rule.lr=1.0e-400", "1.0e-400 is too small a number"),
-        ("task.max_rows=yes", r"^task\.max_rows: .*truth value True"),
-        ("task.split_sizes.train=true", r"^task\.split_sizes: .*truth value True"),
+        ("task.max_rows=yes", r"^task\.max_rows: .*boolean True"),
+        ("task.split_sizes.train=true", r"^task\.split_sizes: .*boolean True"),
         ("task.temperature=1e-400", r"^task\.temperature: .*read as 0"),
         ("task.max_rows=010", "010 is a number in base 8"),
         ("training.steps=1:30", "1:30 is a number in base 60"),

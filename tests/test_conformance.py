@@ -1,4 +1,4 @@
-"""What holds of every run, whatever its method, noise, evaluator, rule, adapter, estimator, head and number type.
+"""What holds of every run, whatever its method, noise, evaluator, rule, adapter, estimator, head and dtype.
 
 Each row is a configuration, of which three runs are made: one that nobody stops, one that is stopped and goes on, and
 one that meets a loss that is not finite. The rows hold every pair of parts that may stand together (see covering.py);

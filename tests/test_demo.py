@@ -168,7 +168,7 @@ def test_runs_twice_with_the_same_scores(demo, tmp_path):
 
 
 def test_two_at_a_time_are_shown_in_turn_and_end_with_the_demo(tmp_path, monkeypatch, capsys):
-    """Plain processes in place of runs: the second one ends first, and a third one never does."""
+    """Plain processes instead of runs: the second one ends first, and a third one never does."""
     module = sys.modules["zofo.demo.side_by_side"]
     monkeypatch.setattr(module, "_train", say_and_end)
     monkeypatch.setattr(module, "LIBRARIES", ())

@@ -632,7 +632,7 @@ ONCE_A_POINT = {
     "data of a vector": (lambda m, x: x * m.w.data, FLAT, VECTOR),
     "out of the graph": (lambda m, x: F.linear(x, m.w.detach()), FLAT, W),
     "copied": (lambda m, x: F.linear(x, m.w.clone()), FLAT, W),
-    "another number type": (lambda m, x: F.linear(x.double(), m.w.double()).float(), FLAT, W),
+    "another dtype": (lambda m, x: F.linear(x.double(), m.w.double()).float(), FLAT, W),
     "layer norm over two axes": (lambda m, x: F.layer_norm(x, (3, 6), m.w), LONG, {"w": (3, 6)}),
     "layer norm with such a bias": (lambda m, x: F.layer_norm(x, (3, 6), None, m.w), LONG, {"w": (3, 6)}),
     "rms norm over two axes": (lambda m, x: F.rms_norm(x, (3, 6), m.w), LONG, {"w": (3, 6)}),

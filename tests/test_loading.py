@@ -718,7 +718,7 @@ def test_auto_is_the_number_type_of_the_checkpoint(model_folder, tokenizer, tmp_
     assert config.method == parse_model(RunConfig, {"model": {"name": str(folder), "dtype": "bfloat16"}}).method
     assert "dtype: bfloat16" in config.to_yaml()
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for named, said in (({}, "names no number type"), ({"dtype": "float64"}, "names float64, which is not trained")):
+    for named, said in (({}, "names no dtype"), ({"dtype": "float64"}, "names float64, which is not trained")):
         other = {**{key: value for key, value in content.items() if "dtype" not in key}, **named}
         (folder / "config.json").write_text(json.dumps(other), encoding="utf-8")
         with pytest.raises(ConfigError, match=said):

@@ -98,7 +98,7 @@ ADAPTERS = {
 @pytest.mark.parametrize(("label", "method"), ADAPTERS.items())
 def test_the_table_of_adapters(archived, label, method):
     runs = archived("bilevel-adapters.csv")
-    told = rows_under("**Prefix and prompt** in place of LoRA")[label]
+    told = rows_under("**Prefix and prompt** instead of LoRA")[label]
     found = [cell(runs[(runs["method"] == method) & (runs["adapter"] == kind)]) for kind in ("prefix", "prompt")]
     assert told[:2] == found
 

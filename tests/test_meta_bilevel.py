@@ -273,7 +273,7 @@ def test_a_save_with_adapters_on_disk_takes_no_more_memory_for_more_tasks(tmp_pa
         meta._store.put = counting
         meta.load_state_dict(remembered)
         assert len(most) == tasks
-        assert max(most) - before < 7 * adapter  # a pair with its optimisers at a time
+        assert max(most) - before < 7 * adapter  # a pair with its optimizers at a time
     assert abs(taken[5] - taken[2]) < adapter / 4
 
 
@@ -513,7 +513,7 @@ def test_metaicl_is_first_order_on_all_weights_with_demonstrations(config, tmp_p
 def test_mistakes_of_a_run_are_told_before_it_is_made(config, tmp_path):
     judge = tmp_path / "tasks" / "judge"
     for given, message in (
-        (("task.held_out_tasks=[pick]",), "kept for the test are trained on: 'pick'"),
+        (("task.held_out_tasks=[pick]",), "reserved for testing are trained on: 'pick'"),
         (("model.head=classification",), "a classification head gives the same labels to every row"),
         (
             (

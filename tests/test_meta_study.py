@@ -166,7 +166,7 @@ def test_a_task_that_is_trained_on_is_refused_before_anything_runs(study, tmp_pa
         for split, start in (("train", 100), ("test", 200)):
             rows = labelled("other", 30, start)
             (write_tasks_again / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        with pytest.raises(ZofoError, match="tasks that are kept for the test are trained on: '(pick|mood)'"):
+        with pytest.raises(ZofoError, match="tasks that are reserved for testing are trained on: '(pick|mood)'"):
             run_study(study(tasks=tasks), tmp_path / "out")
         assert not list((tmp_path / "out").glob("runs/*"))
 

@@ -149,7 +149,7 @@ def test_a_setting_file_names_the_tasks_and_those_of_zofo_can_be_among_them(root
         ({"tasks": ["mood", "mood"]}, "the task 'mood' is given twice"),
         ({"tasks": ["moot", "pick"]}, "has no folder 'moot'"),
         ({"tasks": ["../mood", "pick"]}, "'../mood' is no name of a task"),
-        ({"tasks": ["mood", "pick"], "held_out_tasks": ["mood"]}, "kept for the test are trained on: 'mood'\n"),
+        ({"tasks": ["mood", "pick"], "held_out_tasks": ["mood"]}, "reserved for testing are trained on: 'mood'\n"),
         ({"tasks": ["mood", "pick"], "held_out_tasks": ["GLUE-Mood"]}, r"'mood' \(tested as 'GLUE-Mood'\)"),
         ({"tasks": ["mood"], "template": "{{ input }}"}, "task.template has no meaning for several tasks"),
         ({"tasks": ["mood"], "metaicl_setting": "x.json"}, "not both"),
@@ -307,7 +307,7 @@ def test_rows_that_a_run_was_trained_on_are_not_tested_under_another_name(root, 
     [
         ({"output": "greatest"}, r"train\.jsonl:31: column 'output' is 'greatest', which is none of the 2 options"),
         ({"options": "great"}, r"train\.jsonl:31: column 'options' is 'great', not a list"),
-        ({"options": []}, r"train\.jsonl:31: column 'options' is empty: an output in free words"),
+        ({"options": []}, r"train\.jsonl:31: column 'options' is empty: an output in free text"),
         ({"options": ["great"]}, r"train\.jsonl:31: column 'options' has 1 choices"),
         ({"options": ["great", ["x"]]}, r"train\.jsonl:31: column 'options': choice 1"),
         ({"input": " "}, r"train\.jsonl:31: column 'input' is empty"),
@@ -407,7 +407,7 @@ SETTINGS = {
 
 
 def in_words(name, count, start=0):
-    """Rows of a task in free words."""
+    """Rows of a task in free text."""
     return [
         {"task": name, "input": f"{name} says {i}", "output": f"in short {i}", "options": []}
         for i in range(start, start + count)
@@ -474,13 +474,13 @@ def test_free_words_can_be_trained_on_and_nothing_else(root, tmp_path):
     assert last.candidates == ("in short 7",)
     with pytest.raises(DataError, match=r"gigaword/train\.jsonl:1: column 'options' is empty.* 8 such rows"):
         loaded(data=str(words))
-    with pytest.raises(ConfigError, match="'gigaword' is kept for the test, but its rows have no options"):
+    with pytest.raises(ConfigError, match="'gigaword' is reserved for testing, but its rows have no options"):
         loaded(["train"], data=str(root), tasks=["mood", "pick"], held_out_tasks=["gigaword"])
     write_rows(root / "xsum" / "train.jsonl", in_words("xsum", 8))
     with pytest.raises(ConfigError, match="none of the tasks has options, so that validation"):
         loaded(["train", "validation"], data=str(root), tasks=["gigaword", "xsum"])
     write_rows(words / "train.jsonl", [*in_words("gigaword", 8), *labelled("gigaword", 2)])
-    with pytest.raises(DataError, match="in free words, but other rows have options; 8 such rows"):
+    with pytest.raises(DataError, match="in free text, but other rows have options; 8 such rows"):
         loaded(["train"], **options)
 
 

@@ -218,7 +218,7 @@ SHARED = {
     "another shape": tied(lambda w: w.view(4, 9)),
     "another stride": tied(lambda w: w[::2]),
     "as_strided": tied(lambda w: w.as_strided((5, 5), (6, 1), 7)),
-    "another number type": tied(lambda w: w.view(torch.float16)),
+    "another dtype": tied(lambda w: w.view(torch.float16)),
 }
 
 

@@ -65,7 +65,7 @@ def poison(monkeypatch):
 
 
 def everything(method):
-    """Weights, adapters, optimisers and what the rule remembers."""
+    """Weights, adapters, optimizers and what the rule remembers."""
     method.evaluator.theta.flush()  # what waits to be written moves theta's bits, whenever it is written
     kept = method.state_dict(weights=True)
 

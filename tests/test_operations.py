@@ -78,7 +78,7 @@ def test_a_layer_that_is_applied_again_and_again_to_one_tensor_makes_its_thin_pr
     check_agreement(evaluator, square_loss, batch, own_points(3))
 
 
-@pytest.mark.parametrize("state", ["one", "two", "off", "merged", "another number type", "dropout", "dora", "hook"])
+@pytest.mark.parametrize("state", ["one", "two", "off", "merged", "another dtype", "dropout", "dora", "hook"])
 def test_lora_layers_add_onto_what_their_base_gives(state):
     def config(rank, **options):
         options = {"r": rank, "lora_alpha": 3, "target_modules": ["q_proj"], "init_lora_weights": False, **options}
@@ -95,7 +95,7 @@ def test_lora_layers_add_onto_what_their_base_gives(state):
         model.base_model.disable_adapter_layers()
     if state == "merged":
         model.merge_adapter()
-    if state == "another number type":
+    if state == "another dtype":
         for name, part in model.named_modules():
             if name.endswith(("lora_A", "lora_B")):
                 part.bfloat16()

@@ -473,7 +473,7 @@ def test_options_that_this_peft_lacks_are_allowed_where_they_are_empty(patches, 
     ("tensors", "text"),
     [
         ({"\x1b[2J": torch.zeros(3)}, r"'\\x1b\[2J' cannot be the name"),
-        ({"a": torch.tensor([float("nan")])}, "'a' holds numbers that are not finite"),
+        ({"a": torch.tensor([float("nan")])}, "'a' has values that are not finite"),
         ({"a": torch.tensor([1])}, "no weights"),
         ({"a": torch.zeros(0)}, "no weights"),
         ({"a": torch.zeros(4).to(torch.float8_e4m3fn)}, "no weights"),

@@ -227,7 +227,12 @@ def test_what_cannot_be_read_is_named_before_anything_is_loaded(home, tmp_path, 
     write_rows(tmp_path / "mixed.jsonl", [{"Message": "a joy", "n": 1}, {"Message": "dull", "n": "x"}])
     refused(DataError, "parquet cannot hold the column 'n'", ".jsonl", tmp_path / "mixed.jsonl", "out.parquet")
     write_rows(tmp_path / "half.jsonl", [{"Message": "a joy", "n": "\ud800"}])
-    refused(DataError, "half.jsonl:1: column 'n' holds half of a character", ".jsonl", tmp_path / "half.jsonl")
+    refused(
+        DataError,
+        "half.jsonl:1: column 'n' holds a lone surrogate (half of a character)",
+        ".jsonl",
+        tmp_path / "half.jsonl",
+    )
 
 
 def test_a_row_that_is_too_long_is_named_before_anything_is_asked(home, tmp_path, asked):

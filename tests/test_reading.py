@@ -227,13 +227,17 @@ BAD_LINES = {
         "a row of prompt-completion, in a file of text-label: the column 'text' is missing",
         "one format in one file",
     ),
-    "empty text": (b'{"text": " \\t", "label": 1}', "column 'text' is empty", "mend or remove the row"),
-    "null text": (b'{"text": null, "label": 1}', "column 'text' is empty", "mend or remove the row"),
+    "empty text": (b'{"text": " \\t", "label": 1}', "column 'text' is empty", "fix or remove the row"),
+    "null text": (b'{"text": null, "label": 1}', "column 'text' is empty", "fix or remove the row"),
     "number for text": (b'{"text": 7, "label": 1}', "column 'text' is 7, not a text", "put quotes around it"),
-    "list for text": (b'{"text": ["a"], "label": 1}', "column 'text' is ['a'], not a text", "mend"),
-    "half a character": (b'{"text": "a \\ud800", "label": 1}', "column 'text' holds half of a character", "mend"),
-    "null label": (b'{"text": "a joy", "label": null}', "column 'label' is empty", "mend or remove the row"),
-    "empty label": (b'{"text": "a joy", "label": ""}', "column 'label' is empty", "mend or remove the row"),
+    "list for text": (b'{"text": ["a"], "label": 1}', "column 'text' is ['a'], not a text", "fix"),
+    "half a character": (
+        b'{"text": "a \\ud800", "label": 1}',
+        "column 'text' holds a lone surrogate (half of a character)",
+        "fix",
+    ),
+    "null label": (b'{"text": "a joy", "label": null}', "column 'label' is empty", "fix or remove the row"),
+    "empty label": (b'{"text": "a joy", "label": ""}', "column 'label' is empty", "fix or remove the row"),
     "fraction": (b'{"text": "a joy", "label": 0.5}', "column 'label' is 0.5, not a label", "texts or whole numbers"),
     "list of labels": (b'{"text": "a joy", "label": [1]}', "column 'label' is [1], not a label", "one a row"),
 }
@@ -293,8 +297,8 @@ BAD_TABLES = {
     "quote inside": (b'"a "joy" to see",1', "column 'text': a quote stands inside of a quoted text", 'twice: "he said'),
     "latin-1": ("schön,1".encode("latin-1"), "not UTF-8 text: invalid start byte at byte 4", "iconv -f LATIN1"),
     "NUL": (b"a\x00joy,1", "column 2: a NUL byte", "UTF-8"),
-    "empty text": (b",1", "column 'text' is empty", "mend or remove the row"),
-    "empty label": (b"a joy,", "column 'label' is empty", "mend or remove the row"),
+    "empty text": (b",1", "column 'text' is empty", "fix or remove the row"),
+    "empty label": (b"a joy,", "column 'label' is empty", "fix or remove the row"),
 }
 
 
@@ -683,9 +687,9 @@ def test_unknown_columns_get_the_nearest_and_the_four_formats(columns, hint):
 BAD_CHOICES = {
     "text": ("yes, no", 0, "column 'choices' is 'yes, no', not a list of choices", "write a list of texts"),
     "dict": ({"text": ["a", "b"]}, 0, "not a list of choices", "choices: {each: choices.text}"),
-    "one": (["yes"], 0, "column 'choices' has 1 choices, but two or more", "mend"),
-    "none": ([], 0, "column 'choices' has 0 choices, but two or more", "mend"),
-    "twice": (["yes", "no", "yes "], 0, "column 'choices' holds the choice 'yes' twice", "mend"),
+    "one": (["yes"], 0, "column 'choices' has 1 choices, but two or more", "fix"),
+    "none": ([], 0, "column 'choices' has 0 choices, but two or more", "fix"),
+    "twice": (["yes", "no", "yes "], 0, "column 'choices' holds the choice 'yes' twice", "fix"),
     "numbers": (["yes", 2], 0, "column 'choices': choice 1 is 2, not a text", "texts"),
     "empty": (["yes", " "], 0, "column 'choices': choice 1 is ' ', not a text", "texts"),
     "above": (
@@ -700,9 +704,9 @@ BAD_CHOICES = {
         {"text": ["a", "b"], "label": ["A", "A"]},
         "A",
         "column 'choices' holds the label 'A' twice",
-        "mend",
+        "fix",
     ),
-    "keys": ({"text": ["a", "b"], "label": ["A"]}, "A", "column 'choices' holds 2 texts and 1 labels", "mend"),
+    "keys": ({"text": ["a", "b"], "label": ["A"]}, "A", "column 'choices' holds 2 texts and 1 labels", "fix"),
     "no key": ({"text": ["a", "b"], "label": ["A", "B"]}, "C", "none of the labels in 'choices'", "one of 'A', 'B'"),
     "pairs": ([{"label": "A", "text": "a"}] * 2, 0, "choice 0 is {'label': 'A', 'text': 'a'}", "map(attribute='text')"),
     "by key": ({"A": "a", "B": "b"}, "A", "not a list of choices", "labels: choices.keys() | list"),
@@ -758,7 +762,11 @@ BAD_TURNS = {
     ),
     "unasked": ([ASSISTANT], "column 'messages' has no turn of the user", "turns are written"),
     "late system": ([USER, {"role": "system", "content": "s"}, ASSISTANT], "turn 2 is of the system", "first"),
-    "half": ([USER, {"role": "assistant", "content": "\ud800"}], "turn 2 holds half of a character", "mend"),
+    "half": (
+        [USER, {"role": "assistant", "content": "\ud800"}],
+        "turn 2 holds a lone surrogate (half of a character)",
+        "fix",
+    ),
 }
 
 
@@ -993,7 +1001,7 @@ def test_minus_one_beside_labels_that_need_no_other_is_refused():
 
 def test_what_is_pointed_out_of_labels():
     assert label_notes({"positive": 60, "postive": 2, "negative": 50}) == [
-        "label 'postive' (2 rows) looks like a typing mistake of 'positive' (60 rows)"
+        "label 'postive' (2 rows) looks like a typo of 'positive' (60 rows)"
     ]
     assert "'psoitive' (1 row) looks like" in label_notes({"positive": 60, "psoitive": 1})[0]
     assert "'not entailed' (9 rows) looks like" in label_notes({"not_entailed": 10, "not entailed": 9})[0]

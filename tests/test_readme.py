@@ -1,4 +1,4 @@
-"""The README's commands and programs run as they stand, on a tiny model and made-up rows in place of the real ones."""
+"""The README's commands and programs run as they stand, on a tiny model and made-up rows instead of the real ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def shell(text, **options):
 
 
 def run_commands(text, model_folder, tmp_path, monkeypatch, capsys, data_dir=None):
-    """Run the shell blocks of a page as they stand, with a tiny model in place of the named ones; the verbs of zofo."""
+    """Run the shell blocks of a page as they stand, with a tiny model instead of the named ones; the verbs of zofo."""
     monkeypatch.chdir(tmp_path)
     verbs = set()
     for block in blocks("sh", text):

@@ -133,9 +133,7 @@ DAMAGE = {
     "no word of its origin": damaged(lambda tensors, told: told.clear()),
     "a tensor too many": damaged(lambda tensors, told: tensors.update(more=tensors[first(tensors)].clone())),
     "a tensor less": damaged(lambda tensors, told: tensors.pop(first(tensors))),
-    "another number type": damaged(
-        lambda tensors, told: tensors.update({first(tensors): tensors[first(tensors)].double()})
-    ),
+    "another dtype": damaged(lambda tensors, told: tensors.update({first(tensors): tensors[first(tensors)].double()})),
 }
 
 

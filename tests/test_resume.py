@@ -79,7 +79,7 @@ WHOLE = [(case, range(1, STEPS + 1)) for case in METHOD]
 
 
 def dtype_of(case):
-    """Of the weights: the last word of a case, where it is a number type."""
+    """Of the weights: the last word of a case, where it is a dtype."""
     return case.rpartition(", ")[2] if case.endswith("float16") else "float32"
 
 

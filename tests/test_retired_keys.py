@@ -98,7 +98,7 @@ def test_the_objective_f1_is_token_f1_in_what_was_recorded_and_an_error_where_it
     assert run_as_now(then) == run_as_now(now) == now
     with pytest.raises(ConfigError, match="the objective 'f1' is called 'token-f1', as the metric is") as refused:
         objective_maker("f1")
-    assert refused.value.hint == "type token-f1 in place of f1"
+    assert refused.value.hint == "type token-f1 instead of f1"
 
 
 HASHES = {  # as they were before two of their keys had other names

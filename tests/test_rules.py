@@ -45,7 +45,7 @@ def train(rule, noise, sequence, block=None):
 
 
 def train_with_torch(build, noise, sequence, dtype=torch.float32):
-    """The same with an optimiser of torch, whose gradient is the estimate written out."""
+    """The same with an optimizer of torch, whose gradient is the estimate written out."""
     module = make_module().to(dtype)
     backbone = Backbone(module, noise)
     named = dict(module.named_parameters())

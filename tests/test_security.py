@@ -158,7 +158,7 @@ TENSORS = {
     "a shape that overflows": framed({"a": entry(0, 8, (1 << 62, 1 << 62))}, bytes(8)),
     "a negative offset": framed({"a": entry(-8, 0)}, bytes(8)),
     "bytes that nobody describes": framed({"a": entry(0, 8)}, bytes(4096)),
-    "an unknown number type": framed({"a": entry(0, 8, dtype="OBJECT")}, bytes(8)),
+    "an unknown dtype": framed({"a": entry(0, 8, dtype="OBJECT")}, bytes(8)),
 }
 
 
@@ -299,7 +299,7 @@ def test_the_adapter_of_a_run_is_looked_at_like_that_of_a_patch(copied, changed,
 
 
 def test_what_peft_itself_sets_for_some_models_is_no_strange_adapter(copied):
-    """A pattern in place of names, as for Gemma 4; and a base model in a folder deep down."""
+    """A pattern instead of names, as for Gemma 4; and a base model in a folder deep down."""
     by_model = peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     pattern = next((value for value in by_model.values() if isinstance(value, str)), None)
     run = copied("adapter")

@@ -238,7 +238,7 @@ def test_overrides_reach_every_part_of_the_file(tmp_path, read):
 
 
 def test_an_override_counts_over_dotted_keys_and_changes_one_of_two_that_share_an_anchor(read):
-    """Names that YAML reads as truth values or numbers are names."""
+    """Names that YAML reads as booleans or numbers are names."""
     text = yaml.safe_dump({k: v for k, v in TOY.items() if k not in ("methods", "search")})
     text += "methods:\n  a: &a {method: {name: mezo}, method.rule.lr: 1.0}\n  b: *a\naxes: {size: {yes: {}, 8: {}}}\n"
     runs = read(text, "methods.a.method.rule.lr=2.0", "axes.size.8.method.batch_size=4").grid.final_runs

@@ -1056,7 +1056,7 @@ def test_several_runs_at_a_time_end_with_the_process_and_the_study_goes_on(study
     assert not psutil.wait_procs(children, timeout=10)[1]
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert "type the same again to go on" in err
+        assert "type the same command again to resume" in err
         assert "stopped by SIGINT before its end; what its runs have saved is kept" in err
         assert "Traceback" not in err
     goes_on(study, tmp_path)

@@ -252,7 +252,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 def test_a_number_that_is_not_finite_is_refused(tmp_path, number):
     path = tmp_path / "trajectory.bin"
     write(path, [Stepped(0), Update(Displacement({Key(SEED, 1): number}))])
-    with pytest.raises(RunError, match="holds a number that is not finite"):
+    with pytest.raises(RunError, match="has a value that is not finite"):
         Trajectory.read(path)
 
 

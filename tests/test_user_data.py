@@ -213,7 +213,7 @@ def test_the_label_that_f1_is_of_is_named_and_can_be_chosen(run_zofo, models, tm
     assert code == 0, err
     report = json.loads(out)
     assert report["task"]["scores"][0] == "f1 of 'fraud'"
-    for found in report["splits"].values():  # of always answering fraud, which is not the commonest
+    for found in report["splits"].values():  # of always answering fraud, which is not the most frequent
         positives, rows = found["right"]["fraud"], found["rows"]
         assert found["majority"] == pytest.approx(2 * positives / (positives + rows))
     short = [f"model={models / 'plain'}", "method=first-order", "method.batch_size=4", "training.steps=1"]
@@ -306,7 +306,7 @@ def test_turns_that_the_models_template_refuses_are_named(run_zofo, models, data
     assert code == 2
     assert "chats.jsonl:" in err
     assert "the model's chat template refuses the turns: no system turns here" in err
-    assert "hint: mend the row" in err
+    assert "hint: fix the row" in err
 
 
 def test_the_white_space_of_a_completion_is_kept(run_zofo, models, tmp_path):
@@ -599,7 +599,7 @@ def test_minus_one_is_a_label_where_the_user_says_so(run_zofo, tmp_path):
 def test_labels_that_look_like_a_mistake_are_pointed_out(run_zofo, models, tmp_path):
     rows = [*labelled(60), {"text": "a slip", "label": "goood"}]
     file = write_csv(tmp_path / "rows.csv", rows)
-    note = "note: label 'goood' (1 row) looks like a typing mistake of 'good' (30 rows)"
+    note = "note: label 'goood' (1 row) looks like a typo of 'good' (30 rows)"
     code, out, err = run_zofo("validate", "--data", file)
     assert code == 0, err
     assert note in out
@@ -609,7 +609,7 @@ def test_labels_that_look_like_a_mistake_are_pointed_out(run_zofo, models, tmp_p
     sizes = "task.split_sizes={train: 59, validation: 1, test: 1}"
     code, _, err = run_zofo(*train, sizes)
     assert code == 0, err
-    assert "looks like a typing mistake of 'good'" in err
+    assert "looks like a typo of 'good'" in err
 
 
 def test_a_first_choice_that_is_never_right_in_one_split_is_pointed_out(run_zofo, tmp_path):
@@ -1068,4 +1068,4 @@ def test_letters_that_were_lost_before_the_file_was_written_are_pointed_out(run_
     rows = labelled(24)
     rows[5]["text"] += " caf\ufffd"
     _, out, _ = run_zofo("validate", "--data", write_csv(tmp_path / "rows.csv", rows))
-    assert "hold U+FFFD in place of letters that were lost; the first is" in " ".join(out.split())
+    assert "hold U+FFFD instead of letters that were lost; the first is" in " ".join(out.split())

@@ -36,7 +36,7 @@ VOTING = SELECT | {"batch_size": 4, "estimator": {"epsilon": 0.5}}
 
 @pytest.fixture(scope="module")
 def voted(model_folder, tmp_path_factory):
-    """A run of three members that vote, on rows in place of those of its task, and its patch; both are only read."""
+    """A run of three members that vote, on rows instead of those of its task, and its patch; both are only read."""
     folder = tmp_path_factory.mktemp("voted")
     for split, rows in (("train", review_rows(40)), ("validation", review_rows(6, 60))):
         write_rows(folder / "data" / f"{split}.jsonl", rows)

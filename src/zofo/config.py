@@ -160,7 +160,7 @@ def _number_problem(value: Any, annotation: Any) -> str | None:
     if lost:
         return f"Input is too small a number, which would be read as 0, got {truncate_repr(value)}"
     word = "; a word such as yes is one to YAML: write '\"yes\"'" if str in kinds else ""
-    return f"Input should be a number, got the truth value {value}{word}"
+    return f"Input should be a number, got the boolean {value}{word}"
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -249,7 +249,7 @@ def parse_model(model: type[C], content: Any, where: str = "", context: Mapping[
 
 
 def _keys_at(model: type[Config], path: tuple[int | str, ...]) -> list[str]:
-    """The possible keys in place of the last one of `path`, as written in a file."""
+    """The keys that could replace the last one of `path`, as written in a file."""
     for part in path[:-1]:
         field = model.model_fields.get(str(part))
         inside = _kinds(field.annotation) if field else set()

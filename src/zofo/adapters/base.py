@@ -138,7 +138,7 @@ class PeftAdapters(Adapters):
 
         below = self._below = _CARRYING.get(model)
         if below is None and carries_adapters(model):
-            raise ConfigError("the model carries adapters already", "load it again for another method")
+            raise ConfigError("the model already has adapters", "load it again for another method")
         model.requires_grad_(False)
         with quiet_peft(), torch.random.fork_rng():  # peft's own start; what matters is overwritten
             try:

@@ -36,7 +36,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
         if not (folder / name).is_file():  # or peft would look for it on the Hub
             raise RunError(f"{str(folder)!r} is no adapter folder: it has no {name}")
     if carries_adapters(model):
-        raise RunError("the model carries an adapter already", "load the model again")
+        raise RunError("the model already has an adapter", "load the model again")
     check_known_options(read_json_object(folder / CONFIG), f"the adapter in {str(folder)!r}")
     load_tensors(folder / TENSORS)  # refuses what peft would ignore or accept
     try:

@@ -57,7 +57,7 @@ def _scale(value: Any) -> bool:
 
 
 _TENSOR = re.compile(r"\w+(\.\w+)*")
-WEIGHTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # number types that zofo writes
+WEIGHTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # dtypes that zofo writes
 _LONGEST = 200  # maximum length of a tensor's name
 
 _ALWAYS: dict[str, Callable[[Any], bool]] = {
@@ -152,7 +152,7 @@ def _check_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tenso
         if not tensor.dim() or not tensor.numel():
             raise RunError(f"the adapter's tensor {as_ascii(name)} has the shape {as_ascii(tuple(tensor.shape))}")
         if tensor.dtype not in WEIGHTS or not tensor.isfinite().all():
-            raise RunError(f"the adapter's tensor {as_ascii(name)} holds numbers that are not finite, or no weights")
+            raise RunError(f"the adapter's tensor {as_ascii(name)} has values that are not finite, or no weights")
     if content["peft_type"] == "LORA":
         ranks = {len(tensor) for name, tensor in tensors.items() if ".lora_A." in name and tensor.dim()}
         if ranks != {content.get("r")}:

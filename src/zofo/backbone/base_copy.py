@@ -30,7 +30,7 @@ class BaseCopy:
             size = sum(one.nbytes for one in moving) / 2**30
             raise ModelError(
                 f"a copy of the weights that move, of {size:.1f} GiB, does not fit into memory",
-                "set method.adapter=subspace in place of method.keep_base=true, which keeps none",
+                "set method.adapter=subspace instead of method.keep_base=true, which keeps none",
             ) from error
 
     @contextmanager

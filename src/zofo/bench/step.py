@@ -177,7 +177,7 @@ def _check(options: StepOptions) -> None:
         if getattr(options, name) < 1:
             raise ConfigError(f"{flag} is {getattr(options, name)}, but must be 1 or more", f"set {flag}=1 or more")
     if options.dtype not in _DTYPES:
-        raise UnknownNameError("number type", options.dtype, _DTYPES, f"set --dtype to one of {', '.join(_DTYPES)}")
+        raise UnknownNameError("dtype", options.dtype, _DTYPES, f"set --dtype to one of {', '.join(_DTYPES)}")
 
 
 def _check_fits(options: StepOptions, model: Any) -> None:

@@ -183,7 +183,7 @@ def leaving_when_stopped(hint: str | None = None) -> Iterator[None]:
     """Context that exits with 143 or 130 when the process was asked to stop, and says how to resume.
 
     Args:
-        hint: what is said in place of what the run that was stopped says.
+        hint: what is said instead of what the run that was stopped says.
     """
     from zofo.errors import Interrupted
 

@@ -217,7 +217,7 @@ def _table(
     for heading in (score, "queries", "backwards", "seconds", "peak GiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     if runs and scene.reward is None:
-        table.add_row("always the commonest", as_percent(runs[0].scores("validation")["majority"]))
+        table.add_row("always the most frequent", as_percent(runs[0].scores("validation")["majority"]))
     for name, row in rows.items():
         if row is None:
             table.add_row(name, "failed")

@@ -49,7 +49,7 @@ class Scene:
         shows: what to look at, and how the settings were chosen.
         contenders: the first one is what zofo adds, and is compared with each of the others; one that an earlier scene
             has run is shown again, not run again.
-        reward: (example, answer) -> the reward, by which all are scored in place of the task's metric.
+        reward: (example, answer) -> the reward, by which all are scored instead of the task's metric.
     """
 
     title: str

@@ -149,7 +149,7 @@ def at_peak(held: Held, moments: Sequence[Moment]) -> tuple[Moment, tuple[Term, 
         Term("process", held.process, "Python and its libraries"),
         Term("weights", held.weights, _READ if held.offloaded else "of the model, as it is loaded"),
         Term("adapter", held.adapter, "tensors beside the weights"),
-        Term("optimiser", held.moments, "moments of what is trained"),
+        Term("optimizer", held.moments, "moments of what is trained"),
         Term("copies of weights", held.copies, "of the method, its evaluator or its rule"),
         *largest.terms,
     )

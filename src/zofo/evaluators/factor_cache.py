@@ -25,7 +25,7 @@ class FactorCache:
         self.used = 0
         self._slots: dict[Key, int] = {}
         self._views: dict[tuple[str, int, int], torch.Tensor] = {}
-        self._cast: tuple[int, torch.Tensor] | None = None  # numbers of all slots in another number type, from where
+        self._cast: tuple[int, torch.Tensor] | None = None  # numbers of all slots in another dtype, from where
 
     def hold(self, keys: Iterable[Key]) -> None:
         """Keep exactly these keys; only those not yet in the cache are drawn."""

@@ -144,7 +144,7 @@ class ForwardCheck:
         watching = ParameterTracker([(name, p) for p, name in self._parameters], self._check_bypass)
         with explaining("the model cannot run with carried terms because "), nullcontext() if far else watching:
             together, seen = self._logged(objective, batch, points)
-        if not together.isfinite().all() and size not in (_FAR, _NEAR):  # a narrow number type may overflow
+        if not together.isfinite().all() and size not in (_FAR, _NEAR):  # a narrow dtype may overflow
             self._compare(objective, batch, _NEAR, shared)
             return
         for (i, e), (losses, few) in alone.items():

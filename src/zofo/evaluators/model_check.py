@@ -37,7 +37,7 @@ def check_by_itself(
             deterministic.
     """
     losses: list[torch.Tensor] = []
-    name, mend = type(model).__name__, "run objective(model, batch) by itself, and mend what it says"
+    name, mend = type(model).__name__, "run objective(model, batch) by itself, and fix what it says"
     with explaining(f"{name} cannot be run on the first examples, with or without directions: ", mend):
         looks = observe(model, lambda: losses.append(objective(model, batch).float()), parameters, times=2)
     check_same_use(looks[0], looks[1], dict.fromkeys(name for name, _ in parameters))

@@ -187,7 +187,7 @@ class Layout:
             else:
                 here = here[list(rows)]
             if not (here.isfinite().all() and there.isfinite().all()):
-                continue  # so far from theta a narrow number type may overflow
+                continue  # so far from theta a narrow dtype may overflow
             if ((here - there).abs().amax(1) > tolerance * there[:, 1]).any():
                 raise _elsewhere(
                     many.place,

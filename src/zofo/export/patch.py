@@ -54,7 +54,7 @@ class Base(Config):
     revision: str | None = None
     """Branch, tag or commit, for a Hub id."""
     dtype: str
-    """Number type of the weights."""
+    """Dtype of the weights."""
     head: str | None = None
     """Head of the model, where it was configured."""
     head_seed: int = Field(0, ge=0, lt=1 << 64)
@@ -199,7 +199,7 @@ def _check_weights(part: str, content: bytes) -> None:
         if tensor.dtype not in WEIGHTS or not tensor.numel():
             raise PatchError(f"{part}: {as_ascii(name)} is {list(tensor.shape)} of {tensor.dtype}, no weights")
         if not tensor.isfinite().all():
-            raise PatchError(f"{part}: {as_ascii(name)} holds numbers that are not finite")
+            raise PatchError(f"{part}: {as_ascii(name)} has values that are not finite")
 
 
 def _check(header: Header) -> None:

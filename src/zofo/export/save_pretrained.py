@@ -120,6 +120,6 @@ def check_finite(model: nn.Module) -> None:
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise RunError(
-                f"the tensor {name!r} holds numbers that are not finite, so nothing was written",
+                f"the tensor {name!r} has values that are not finite, so nothing was written",
                 "the run has diverged; export an earlier state with --best",
             )

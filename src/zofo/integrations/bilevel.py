@@ -86,7 +86,7 @@ class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
                 "give BilevelTrainingArguments, of zofo.integrations.transformers",
             )
         if isinstance(model, nn.Module) and carries_adapters(model):
-            raise ConfigError("the model carries adapters already", "give the model itself, and peft_config")
+            raise ConfigError("the model already has adapters", "give the model itself, and peft_config")
         if any(kwargs.get("optimizers") or (None,)) or kwargs.get("optimizer_cls_and_kwargs"):
             raise ConfigError("the steps have optimizers of their own", "leave them out, and see optim and zo_rule")
         with reworded(as_arguments):

@@ -84,9 +84,7 @@ class BilevelTrainingArguments(PrivateArguments, TrainingArguments):  # type: ig
     zo_directions: str = said("shared", "Who shares a direction: shared, per-example or per-group(n).")
     zo_trainable: list[str] | None = said(None, "Glob patterns of the model's parameters that move.")
     backbone_update: str = said("zeroth-order", "How the model moves; frozen and random are controls.")
-    backbone_adapter: str | None = said(
-        None, "An adapter that moves in place of the model's weights, such as subspace."
-    )
+    backbone_adapter: str | None = said(None, "An adapter that moves instead of the model's weights, such as subspace.")
     control_variate: str | None = said(None, "An adapter whose gradient is taken off the noise of the model's step.")
 
     def __post_init__(self) -> None:

@@ -41,7 +41,7 @@ def check_model_folder(folder: Path, name: str) -> None:
         try:
             read_json_object(folder / _GENERATION)
         except ZofoError as error:
-            raise ModelError(error.message, "mend or remove it: it says which tokens end a generated text") from error
+            raise ModelError(error.message, "fix or remove it: it says which tokens end a generated text") from error
 
 
 def check_no_adapter(file: Path, name: str, alone: bool) -> None:

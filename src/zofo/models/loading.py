@@ -87,7 +87,7 @@ class ModelConfig(Config):
             own = checkpoint_dtype(content)
         known = [name for name in get_args(cls.model_fields["dtype"].annotation) if name != "auto"]
         if own not in known:
-            what = "names no number type of its weights" if own is None else f"names {own}, which is not trained here"
+            what = "names no dtype of its weights" if own is None else f"names {own}, which is not trained here"
             raise ConfigError(
                 f"model.dtype=auto: config.json of {plain.name!r} {what}",
                 f"set model.dtype to one of {', '.join(known)}",
@@ -277,7 +277,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise RunError(f"cannot read {str(path)!r}: {str(error)[:200]}") from error
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise RunError(f"{str(path)!r}: {name!r} holds a number that is not finite")
+            raise RunError(f"{str(path)!r}: {name!r} has a value that is not finite")
     return tensors
 
 

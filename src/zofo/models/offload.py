@@ -69,8 +69,7 @@ def leave_in_files(model: nn.Module, name: str) -> None:
         raise ModelError(
             f"model.offload=disk leaves the weights in their files, but {100 * share:.0f} % of {name!r} were copied "
             f"into memory as they were loaded, such as {copied[0]!r}",
-            "save the model once more with save_pretrained, in the number type of model.dtype, or leave out "
-            "model.offload",
+            "save the model once more with save_pretrained, in the dtype of model.dtype, or leave out model.offload",
         )
     mark_offloaded(model)
 

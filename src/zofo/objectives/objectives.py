@@ -63,7 +63,7 @@ def objective_maker(name: str) -> Maker:
     """The function that builds the objective of that name. Raises UnknownNameError or ConfigError if there is none."""
     if now := OBJECTIVES_NOW.get(name):
         raise ConfigError(
-            f"the objective {name!r} is called {now!r}, as the metric is", f"type {now} in place of {name}"
+            f"the objective {name!r} is called {now!r}, as the metric is", f"type {now} instead of {name}"
         )
     return OBJECTIVES[name]
 

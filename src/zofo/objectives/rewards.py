@@ -325,7 +325,7 @@ def _called(part: WeightedReward, examples: Sequence[Example], *arguments: Any, 
         where = _place(examples[0]) if len(examples) == 1 else f"{_place(examples[0])} and {len(examples) - 1} more"
         raise ConfigError(
             f"the reward {part.short} failed for {where}: {their_fault(error)}",
-            "mend the function: nothing was updated",
+            "fix the function: nothing was updated",
         ) from error
     return _number(found, examples[0], part) if arguments else found
 

@@ -130,5 +130,5 @@ def _check_tuned_by(config: StudyConfig, name: str, other: str) -> None:
             if get_by_path(tree, key) not in (None, get_by_path(others, key)):
                 raise ConfigError(
                     f"{place}.{key}: trial {number} of {other} sets this, so that it would have no effect",
-                    f"leave it out, or give {name} trials of its own in place of tuned_by",
+                    f"leave it out, or give {name} trials of its own instead of tuned_by",
                 )

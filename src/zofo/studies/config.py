@@ -128,9 +128,9 @@ class AxisValue(Changes):
     """One value of an axis: what it changes in its runs."""
 
     methods: Named[None | Changes] = {}
-    """For single methods, configuration in place of the value's own `method`; null leaves the method out here."""
+    """For single methods, configuration instead of the value's own `method`; null leaves the method out here."""
     init_from: str | None = None
-    """One of the study's `pretraining`, in place of that of a method; the untrained model stays as it is."""
+    """One of the study's `pretraining`, instead of that of a method; the untrained model stays as it is."""
 
 
 class PretrainingRun(Changes):
@@ -148,11 +148,11 @@ class MethodSpec(Changes):
     tuned_by: str | None = None
     """Use the trial that was chosen for another method in the same cell, instead of own trials; for a control."""
     budget: Budget | None = None
-    """Length of its final runs, in place of the study's; the report marks it."""
+    """Length of its final runs, instead of the study's; the report marks it."""
     init_from: str | None = None
     """One of the study's `pretraining`; its trained weights replace those of the model."""
     seeds: Seeds | None = None
-    """Seeds of its final runs, in place of the study's; one is enough for a deterministic method."""
+    """Seeds of its final runs, instead of the study's; one is enough for a deterministic method."""
 
     @field_validator("trials", mode="before")
     @classmethod

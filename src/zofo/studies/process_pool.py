@@ -137,7 +137,7 @@ class Workers:
                 self._pool.shutdown()  # once all have ended, it is known with what
                 raise RunError(
                     f"{_who_died(children, at)}; the runs that are over are kept",
-                    "type the same again to go on, with a smaller --jobs where memory ran out",
+                    "type the same command again to resume, with a smaller --jobs where memory ran out",
                 ) from error
             yield waiting[done]
 

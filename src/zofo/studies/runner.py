@@ -182,7 +182,7 @@ class _Progress:
                 controls = "".join(f" and those of {name}" for name in study.config.controls(choice.method))
                 self._say(
                     f"{choice.method} {choice.cell}: its final runs{controls} wait for a trial that failed by accident "
-                    f"({choice.transient_failure}); type the same again to make it again"
+                    f"({choice.transient_failure}); type the same command again to make it again"
                 )
 
     def _over(self, run: StudyRun, seconds: float) -> None:
@@ -201,7 +201,7 @@ class _Progress:
     def interrupted(self) -> None:
         """Print what is done, and how to resume."""
         kept = f"{self._done} of {self._total} runs are done and kept in {self._store.folder}"
-        self._say(f"interrupted: {kept}; type the same again to go on")
+        self._say(f"interrupted: {kept}; type the same command again to resume")
 
     def _is_done(self, run: StudyRun) -> bool:
         found = self.outcomes.get(run.digest)

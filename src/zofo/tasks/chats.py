@@ -92,7 +92,7 @@ def _said(example: Example, whole: str, prompt: str, tail: str, lead: str) -> st
         raise DataError(
             f"{example.where}: the model's chat template does not write the answer {answer[:80]!r} as it is, but as "
             f"{shown[:200]!r}",
-            f"mend the row, or choose another model{thought}",
+            f"fix the row, or choose another model{thought}",
         )
     return said
 
@@ -144,7 +144,7 @@ class _Writer:
         except (jinja2.TemplateError, *FAILURES) as error:
             raise DataError(
                 f"{self._where}: the model's chat template refuses the turns: {first_line(error)}",
-                "mend the row, or choose another model",
+                "fix the row, or choose another model",
             ) from error
         return self._speller.marked_chat(str(text)) if self._marked else str(text)
 
@@ -213,7 +213,7 @@ class _Writer:
                     f"{self._where}: the row has 'tools', which the model's chat template does not write",
                     "remove that column, or choose a model whose chat template writes it",
                 )
-        dated = [f"the date of today, in place of which every prompt has {_DAY:%d %B %Y}"] if self._dated else []
+        dated = [f"today's date; every prompt has {_DAY:%d %B %Y} instead"] if self._dated else []
         return (*unwritten, *dated)
 
     def _check_content_kept(self, turns: Sequence[Mapping[str, Any]], whole: str) -> None:

@@ -109,7 +109,7 @@ class Speller:
                 raise DataError(
                     f"{where}: a column holds {part!r} and nothing else, which cannot be told from the control token "
                     "that the template writes",
-                    "mend or remove the row, or write the template without that token",
+                    "fix or remove the row, or write the template without that token",
                 )
             found = text.find(part, place)
             found = text.find(part) if found < 0 else found
@@ -162,7 +162,7 @@ class Speller:
                 raise DataError(
                     f"{text.where}: the text holds {made[token]!r}, of which the tokenizer makes a control token even "
                     "where it is text",
-                    "mend or remove the row",
+                    "fix or remove the row",
                 )
         return coded._replace(ids=[known.get(token, token) for token in coded.ids])
 

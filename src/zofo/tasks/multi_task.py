@@ -126,7 +126,7 @@ def check_has_options(config: TaskConfig, unseen: Sequence[str]) -> None:
         folder = _folder(config, name)
         if folder is not None and in_free_words(folder):
             raise ConfigError(
-                f"{name!r} is kept for the test, but its rows have no options: an output in free words cannot be "
+                f"{name!r} is reserved for testing, but its rows have no options: an output in free text cannot be "
                 "scored by likelihood",
                 "take it out of task.held_out_tasks, or out of the setting file's test",
             )
@@ -167,8 +167,8 @@ def metaicl_content(rows: Sequence[Row], kind: Type | None, free_words: bool = F
     if free and not (free_words and len(free) == len(rows)):
         others = ", but other rows have options" if len(free) < len(rows) else ", which cannot be scored by likelihood"
         raise DataError(
-            f"{free[0].where}: column 'options' is empty: an output in free words{others}; {len(free)} such rows",
-            "mend or remove the rows"
+            f"{free[0].where}: column 'options' is empty: an output in free text{others}; {len(free)} such rows",
+            "fix or remove the rows"
             if len(free) < len(rows)
             else "train on such a task as one of task.tasks, and test on others",
         )
@@ -182,7 +182,7 @@ def metaicl_content(rows: Sequence[Row], kind: Type | None, free_words: bool = F
         raise DataError(
             f"{odd.where}: a classification, whose rows all have the same options, but this one has "
             f"{', '.join(map(repr, odd.fields['options']))}",
-            f"mend the row, or give the task another type than classification in {_ABOUT}",
+            f"fix the row, or give the task another type than classification in {_ABOUT}",
         )
     check_labels("output", rows)
     verbalizers = {str(option): str(option) for option in dict.fromkeys(first)}
@@ -261,7 +261,7 @@ def check_no_overlapping_tasks(trained: Sequence[str], unseen: Sequence[str]) ->
     """Raise ConfigError for a task that is both trained on and reserved for testing, under any of its names."""
     if same := overlapping_tasks(trained, unseen):
         raise ConfigError(
-            f"tasks that are kept for the test are trained on: {same}",
+            f"tasks that are reserved for testing are trained on: {same}",
             "take them out of one of the lists, or allow it with task.allow_overlap=true",
         )
 
@@ -294,7 +294,7 @@ def check_no_shared_rows(
         if shared:
             where, held_where = shared[0]
             raise ConfigError(
-                f"{len(shared)} training rows of {name!r}{of} are test rows of {other!r}, which is kept for the test: "
-                f"{where} is {held_where}",
+                f"{len(shared)} training rows of {name!r}{of} are test rows of {other!r}, which is reserved for "
+                f"testing: {where} is {held_where}",
                 f"{instead}, or allow it with task.allow_overlap=true",
             )

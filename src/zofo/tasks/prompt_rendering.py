@@ -137,11 +137,11 @@ def _choices(choices: Choices, fields: Mapping[str, Any], own: list[str]) -> tup
     if isinstance(choices, ChoicesFromColumn):
         values = fill(choices.each, fields, expression=True)
         if isinstance(values, str | Mapping) or not hasattr(values, "__iter__"):
-            raise RowError(f"{choices.each!r} is {values!r}, not a list of choices", "mend the row")
+            raise RowError(f"{choices.each!r} is {values!r}, not a list of choices", "fix the row")
         entries = list(values)
         bad = next((one for one in entries if not isinstance(one, str) or not one.strip()), None)
         if bad is not None:
-            raise RowError(f"{choices.each!r} holds the choice {bad!r}, not a text", "mend the row")
+            raise RowError(f"{choices.each!r} holds the choice {bad!r}, not a text", "fix the row")
         texts = tuple(str(fill(choices.text, {**fields, CHOICE: entry}, own=own)) for entry in entries)
     else:
         texts = tuple(str(fill(text, fields, own=own)) for text in choices)
@@ -161,7 +161,7 @@ def _answers(name: str, expression: str, fields: Mapping[str, Any]) -> tuple[str
     found = fill(expression, {column: fields[column] for column in columns}, expression=True)
     texts = [found] if isinstance(found, str) else found
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise RowError(f"{expression!r} is {found!r}, not a text or a list of texts", "mend the row")
+        raise RowError(f"{expression!r} is {found!r}, not a text or a list of texts", "fix the row")
     kept = tuple(dict.fromkeys(text for text in texts if text.strip()))
     if not kept:
         raise RowError(f"{expression!r} holds no answer")
@@ -208,7 +208,7 @@ def label_index(task: Task, label: Any) -> int:
         )
     if places:
         return places[0]
-    hint = f"the verbalizers have the labels {listed(task.label_names)}; mend the row, or add the label to the task"
+    hint = f"the verbalizers have the labels {listed(task.label_names)}; fix the row, or add the label to the task"
     hint = hidden_hint(label) or f"{hint} file"
     text = repr(label)
     if isinstance(label, str | int | float):
@@ -245,7 +245,7 @@ def gold_choices(
     place = next((n for n, key in enumerate(keys) if not isinstance(label, bool) and same_key(label, key)), None)
     if place is None:
         must = f"column {task.label!r} is {label!r}, but must be one of {listed(keys)}"
-        raise RowError(must, hidden_hint(label) or "mend the row")
+        raise RowError(must, hidden_hint(label) or "fix the row")
     return (place,)
 
 
@@ -257,8 +257,8 @@ def _keys(task: Task, labels: list[Any] | str, fields: Mapping[str, Any], choice
     keys = fill(labels, fields, expression=True)
     if not isinstance(keys, list | tuple) or len(keys) != choices:
         what = f"{len(keys)} labels" if isinstance(keys, list | tuple) else repr(keys)
-        raise RowError(f"labels: {labels!r} is {what}, but there are {choices} choices", "mend the row")
+        raise RowError(f"labels: {labels!r} is {what}, but there are {choices} choices", "fix the row")
     twice = first_repeated(keys, same_key)
     if twice is not None:
-        raise RowError(f"labels: {labels!r} holds {twice!r} twice", "mend the row")
+        raise RowError(f"labels: {labels!r} holds {twice!r} twice", "fix the row")
     return keys

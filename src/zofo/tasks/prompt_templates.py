@@ -160,10 +160,10 @@ def fill(template: str, fields: Mapping[str, Any], expression: bool = False, own
     except (jinja2.TemplateError, *FAILURES) as error:
         raise RowError(
             f"the template {template!r} cannot be filled: {error}",
-            "mend the row, or the template in a copy of the task file (`zofo copy TASK FILE`)",
+            "fix the row, or the template in a copy of the task file (`zofo copy TASK FILE`)",
         ) from error
     if isinstance(value, jinja2.Undefined):
-        raise RowError(f"{template!r} has no value in this row", "mend the row, or the task file")
+        raise RowError(f"{template!r} has no value in this row", "fix the row, or the task file")
     if own is not None and not expression:
         own += [text for text in written if text not in parsed.constants]
     return value

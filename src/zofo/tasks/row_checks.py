@@ -32,7 +32,7 @@ def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[s
     lost = [one.where for rows in examples.values() for one in rows if any("\ufffd" in text for text in one.own)]
     if lost:
         count = sum(map(len, examples.values()))
-        notes.append(rows_note(lost, count, "hold U+FFFD in place of letters that were lost"))
+        notes.append(rows_note(lost, count, "hold U+FFFD instead of letters that were lost"))
     if task.kind != "classification":
         return notes
     names = [str(label) for label in task.label_names]
@@ -194,7 +194,7 @@ def label_notes(counts: Mapping[Any, int]) -> list[str]:
         like = next((label for label in texts[:number] if _typo(rare, label, counts[rare], counts[label])), None)
         if like is not None:
             few, many = _rows(counts[rare]), _rows(counts[like])
-            notes.append(f"label {rare!r} ({few}) looks like a typing mistake of {like!r} ({many})")
+            notes.append(f"label {rare!r} ({few}) looks like a typo of {like!r} ({many})")
     named = [label for label in counts if isinstance(label, str) and label.strip().casefold() in _MISSING]
     notes += [f"label {label!r} ({_rows(counts[label])}) is read as a label, not as a missing one" for label in named]
     return notes

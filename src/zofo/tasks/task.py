@@ -77,9 +77,7 @@ class ChoicesFromColumn(Config):
 
 def _verbalizers(given: Any) -> Any:
     if isinstance(given, dict) and any(isinstance(label, bool) for label in given):
-        raise ValueError(
-            "YAML reads the bare labels yes, no, on, off, true and false as truth values: put them in quotes"
-        )
+        raise ValueError("YAML reads the bare labels yes, no, on, off, true and false as booleans: put them in quotes")
     return given
 
 
@@ -179,7 +177,7 @@ class Task(Config):
     answers: Expression | None = None
     """Generation: the accepted answer, or a list of them; the first is trained on."""
     messages: str | None = None
-    """Generation: a column of chat turns, in place of prompt and answers."""
+    """Generation: a column of chat turns, instead of prompt and answers."""
     stop: list[Annotated[str, Field(min_length=1)]] = ["\n"]
     """Generation: texts that end an answer, beside the model's own end of text."""
     max_new_tokens: int = Field(50, ge=1)

@@ -41,7 +41,7 @@ def encode_channel(
         return []
     flat: list[Example] = []
     for example in examples:
-        of_several = bool(example.task)  # which one may be in free words
+        of_several = bool(example.task)  # which one may be in free text
         if example.messages or len(example.candidates) < 2 and not of_several:
             raise DataError(
                 f"{example.where}: task.scoring=channel scores the prompt after each candidate, but there are no "

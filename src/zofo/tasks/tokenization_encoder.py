@@ -180,6 +180,6 @@ def encode_texts(
         if limit and len(ids) > limit:
             raise too_long(example, len(ids), limit)
         if not ids:
-            raise DataError(f"{example.where}: the text has no token", "mend or remove the row")
+            raise DataError(f"{example.where}: the text has no token", "fix or remove the row")
         encoded.append(TokenizedText(tuple(ids), tuple(kinds), example.gold, example))
     return encoded

@@ -162,7 +162,7 @@ def _unseen(config: RunConfig, prepared: PreparedRun, method: Method) -> list[st
     ]
 
 
-_WORTH_SAYING = 2**30  # bytes, of weights that are loaded in a wider number type than the checkpoint's
+_WORTH_SAYING = 2**30  # bytes, of weights that are loaded in a wider dtype than the checkpoint's
 
 
 def _upcast_note(loaded: LoadedModel) -> list[str]:

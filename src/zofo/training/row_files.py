@@ -77,7 +77,7 @@ def _cell(value: Any, place: str, column: str) -> str:
     if not isinstance(value, str) and text.startswith('"'):  # a date
         text = json.loads(text)
     if not _is_text(text):
-        raise DataError(f"{place}: column {column!r} holds half of a character (a lone surrogate)", _OTHER)
+        raise DataError(f"{place}: column {column!r} holds a lone surrogate (half of a character)", _OTHER)
     return text
 
 

@@ -116,7 +116,7 @@ def read_answers(path: Path) -> list[ScoredExample]:
 
 
 MAXIMISED = ("reward", "score")
-"""What stands in the line of a step in place of its loss where minus that is minimised: the mean reward, or score."""
+"""What stands in the line of a step instead of its loss where minus that is minimised: the mean reward, or score."""
 
 
 def maximised(number: float) -> float:

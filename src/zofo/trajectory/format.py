@@ -289,7 +289,7 @@ def _read_records(path: Path | str, data: bytes, at: int, seed: int) -> tuple[li
             given = {flag: _NUMBER.unpack_from(data, body + _NUMBER.size * i)[0] for i, flag in enumerate(flags)}
             coefficients = {Key(seed, step, i): c for step, i, c in TERM.iter_unpack(data[terms:end])}
             if not all(map(math.isfinite, (*given.values(), *coefficients.values()))):
-                raise DamagedRunError(f"{place} holds a number that is not finite")
+                raise DamagedRunError(f"{place} has a value that is not finite")
             point = Displacement(coefficients)
             decay, back = given.get(_HAS_SHRINK, 0.0), given.get(_HAS_DISPLACEMENT_DECAY)
             update = Update(point, decay, lr=given.get(_HAS_LR), displacement_decay=back)

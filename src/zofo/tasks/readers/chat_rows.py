@@ -159,6 +159,6 @@ def _check_turn(place: str, number: int, turn: Any) -> None:
         raise RowError(f"{place} has a list of parts as its content, not a text", hint, "parts")
     if not isinstance(content, str) or is_blank(content):
         what = "no content" if content is None or isinstance(content, str) else f"the content {truncate_repr(content)}"
-        raise RowError(f"{place} has {what}", "content is a text; mend or remove the row", "content")
+        raise RowError(f"{place} has {what}", "content is a text; fix or remove the row", "content")
     if has_half(content):
-        raise RowError(f"{place} holds half of a character (a lone surrogate)", MEND, "half")
+        raise RowError(f"{place} holds a lone surrogate (half of a character)", MEND, "half")

@@ -30,7 +30,7 @@ _FOREIGN = (  # how files begin that are no text in UTF-8, what they are, and wh
     (b"\x1f\x8b", "compressed with gzip", "unpack it first: gunzip FILE.gz"),
     (b"PK\x03\x04", "a zip archive or an Excel sheet", "unpack it, or save the sheet as CSV in UTF-8"),
     (b"PAR1", "a parquet file by its content", "give it a name that ends in .parquet"),
-    (b"version https://git-lfs", "a pointer of Git LFS in place of the data", "fetch the data: git lfs pull"),
+    (b"version https://git-lfs", "a pointer of Git LFS instead of the data", "fetch the data: git lfs pull"),
 )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from zofo.errors import DataError, error_context, listed, truncate, truncate_repr
 
-MEND = "mend or remove the row"
+MEND = "fix or remove the row"
 """The default hint."""
 NAMING = ("name", "id", "tool_call_id")
 """Keys of a turn that only name it, its speaker, or the call that it answers."""
@@ -241,7 +241,7 @@ def check_text(column: str, value: Any) -> None:
         hint = "put quotes around it, or remove the row" if isinstance(value, int | float) else MEND
         raise RowError(f"column {column!r} is {truncate_repr(value)}, not a text", hint, f"type {column}")
     if has_half(value):
-        raise RowError(f"column {column!r} holds half of a character (a lone surrogate)", MEND, f"half {column}")
+        raise RowError(f"column {column!r} holds a lone surrogate (half of a character)", MEND, f"half {column}")
 
 
 def check_label(column: str, value: Any) -> None:
