@@ -148,7 +148,7 @@ def test_the_run_to_use_is_one_whose_score_is_shown(demo, model_folder, data_dir
 
 def test_the_shortest_demo_of_the_readme_pays_for_a_step_of_each_way(run_zofo):
     said = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    least = int(re.search(r"`zofo demo --queries (\d+)` is a short look", said)[1])
+    least = int(re.search(r"`zofo demo --queries (\d+)` is a shorter version", said)[1])
     for run in (run for scene in SCENES for run in scene.contenders):
         method = run.tree["method"]
         step = method.get("population", 2) * method.get("batch_size", 1)
