@@ -516,3 +516,10 @@ def test_the_table_of_long_runs_in_the_subspace_of_inputs():
         assert re.search(rf"{last['test_loss']:.3f}( nats)? and {100 * last['test_score']:.1f} % of the ", text)
     random = pd.read_csv(RESULTS / "subspace.csv").set_index("method").loc["random 16"]
     assert f"ended at {random['test_loss']:.3f} nats and {100 * random['test_score']:.1f} %" in text
+
+
+def test_the_other_ranks_and_lora_of_the_subspace_study():
+    runs, text = pd.read_csv(RESULTS / "subspace.csv").set_index("method"), re.sub(r"\s+", " ", PAGE)
+    for method in ("subspace 4", "subspace 64", "lora"):
+        run = runs.loc[method]
+        assert f"at {run['test_loss']:.3f} nats and {100 * run['test_score']:.1f} %" in text
