@@ -44,7 +44,9 @@ class SVRG(ZerothOrderOptimizer):
         rule: how an estimate becomes an update.
         evaluator: how losses at points are computed; all of these as in `MeZO`.
         trainable: glob patterns of the parameters that move.
-        seed: seed of the directions. Raises:
+        seed: seed of the directions.
+
+    Raises:
         ConfigError: options that do not fit together.
 
     Example:
